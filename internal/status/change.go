@@ -1,0 +1,284 @@
+package status
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/trestle-bridge/trestle/proto/wsman"
+)
+
+// Kind is the type of an instance's workspace, as labels and rows write it.
+type Kind string
+
+// The kinds of instances.
+const (
+	KindRegular    Kind = "regular"
+	KindPrebuild   Kind = "prebuild"
+	KindImageBuild Kind = "imagebuild"
+)
+
+// maxSteps bounds what a waiting change holds of its past. Beyond it the two
+// oldest steps become one that carries the later version; the outcome differs
+// only for a row whose stored version lies between the two and that was
+// written by somebody who had not heard the first.
+const maxSteps = 32
+
+// Rules are the settings that decide what an update means.
+type Rules struct {
+	// DecidedWhenStopped moves the phase that decides how a prebuild ended
+	// from STOPPING to STOPPED.
+	DecidedWhenStopped bool
+}
+
+// Change is what one update, or several folded in order, do to the rows of
+// one instance. It does not print its content, which holds the owner's token.
+// It is not safe for concurrent use while it is folded.
+type Change struct {
+	ID   InstanceID
+	Kind Kind
+	// Version is that of the last update, 0 if none was versioned.
+	Version uint64
+	// Hash is that of the last update; see Heard.
+	Hash uint64
+	// FirstAt and LastAt are when the first and the last update were heard.
+	FirstAt, LastAt time.Time
+	// Updates counts the updates folded in.
+	Updates int
+	// Trace is the trace context of the last update that had one.
+	Trace string
+
+	// The rest is of the last update, which always wins.
+
+	IDEURL string
+	// Document is a JSON object: the keys of the status document that an
+	// update overwrites.
+	Document []byte
+	// Conditions is a JSON object: the conditions that are set. Those that
+	// an update speaks of and that are not in it are unset; see
+	// SpokenConditions. It never has the key failed, which is Effect.Failed.
+	Conditions []byte
+
+	// steps are in the order of their versions; at most the first has none.
+	steps []Step
+	// prebuild holds what the updates said of the prebuild, in their order.
+	prebuild []PrebuildStep
+}
+
+// SpokenConditions are the keys of the conditions that an update sets or
+// unsets. The key failed is apart: it is never unset.
+func SpokenConditions() []string {
+	return []string{"timeout", "pullingImages", "deployed", "firstUserActivity", "headlessTaskFailed", "stoppedByRequest"}
+}
+
+// Change decodes what was heard. Its errors are *InvalidError.
+func (r Rules) Change(h Heard) (*Change, error) {
+	var s wsman.WorkspaceStatus
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(h.Raw, &s); err != nil {
+		return nil, &InvalidError{Reason: ReasonMalformed, Err: fmt.Errorf("decode the status of %s: %w", h.ID, err)}
+	}
+	c := &Change{
+		ID:         h.ID,
+		Kind:       kind(s.GetSpec().GetType()),
+		Version:    h.Version,
+		Hash:       h.Hash,
+		FirstAt:    h.At,
+		LastAt:     h.At,
+		Updates:    1,
+		Trace:      h.Trace,
+		IDEURL:     clean(s.GetSpec().GetUrl()),
+		Document:   document(&s),
+		Conditions: conditions(s.GetConditions()),
+		steps:      []Step{{Version: h.Version, Effect: effect(&s, h.At)}},
+	}
+	if c.Kind == KindPrebuild {
+		if step, says := r.prebuildStep(&s); says {
+			c.prebuild = []PrebuildStep{step}
+		}
+	}
+	return c, nil
+}
+
+// Fold joins a later change of the same instance to c. It reports false, and
+// changes nothing, if next is stale: not above c, as it would be if the two
+// were written in turn.
+func (c *Change) Fold(next *Change) bool {
+	if next.Version <= c.Version && (c.Version != 0 || next.Version != 0) {
+		return false
+	}
+	steps, prebuild := c.steps, c.prebuild
+	first := c.FirstAt
+	updates := c.Updates + next.Updates
+	trace := firstText(next.Trace, c.Trace)
+
+	for _, step := range next.steps {
+		// What lies between the two, unversioned or not above c, would
+		// find the row at c's version.
+		if c.Version == 0 && step.Version == 0 {
+			last := &steps[len(steps)-1]
+			last.Effect = last.then(step.Effect)
+		} else if step.Version > c.Version {
+			steps = append(steps, step)
+		}
+	}
+	for _, step := range next.prebuild {
+		if step.Version > c.Version || (c.Version == 0 && step.Version == 0) {
+			prebuild = appendPrebuild(prebuild, step)
+		}
+	}
+
+	*c = *next
+	c.FirstAt, c.Updates, c.Trace = first, updates, trace
+	c.steps, c.prebuild = compact(steps), prebuild
+	return true
+}
+
+// compact joins the oldest steps until there are few enough.
+func compact(steps []Step) []Step {
+	for len(steps) > maxSteps {
+		at := 0
+		if steps[0].Version == 0 {
+			at = 1 // an unversioned step applies to other rows than the next
+		}
+		joined := Step{Version: steps[at+1].Version, Effect: steps[at].then(steps[at+1].Effect)}
+		steps = slices.Replace(steps, at, at+2, joined)
+	}
+	return steps
+}
+
+func appendPrebuild(steps []PrebuildStep, next PrebuildStep) []PrebuildStep {
+	if n := len(steps); n > 0 && steps[n-1].says(next) {
+		// Which of the two it is only shows in the version that the
+		// prebuild ends with: the later one. An unversioned step applies
+		// to other rows than a versioned one and stays.
+		if (steps[n-1].Version == 0) == (next.Version == 0) {
+			steps[n-1] = next
+			return steps
+		}
+	}
+	steps = append(steps, next)
+	if len(steps) > maxSteps {
+		steps = slices.Delete(steps, 0, 1)
+	}
+	return steps
+}
+
+// Rungs gives, in ascending order of versions, what the change does to a row:
+// the first of them that AppliesTo the row's stored version has the whole
+// effect; if none does, the change is stale. There is always at least one.
+func (c *Change) Rungs() []Step {
+	if len(c.steps) == 1 {
+		return c.steps
+	}
+	rungs := make([]Step, len(c.steps))
+	var sum Effect
+	for i, step := range slices.Backward(c.steps) {
+		sum = step.then(sum)
+		rungs[i] = Step{Version: step.Version, Effect: sum}
+	}
+	return rungs
+}
+
+// PrebuildSteps gives what the folded updates said of the instance's
+// prebuild, in their order; empty if nothing. The caller must not change it.
+func (c *Change) PrebuildSteps() []PrebuildStep { return c.prebuild }
+
+// LastAlone gives the change that the last of the folded updates makes by
+// itself, and false if there is only one.
+func (c *Change) LastAlone() (*Change, bool) {
+	if len(c.steps) == 1 {
+		return nil, false
+	}
+	last := *c
+	last.steps = slices.Clone(c.steps[len(c.steps)-1:])
+	last.prebuild = nil
+	for _, step := range c.prebuild {
+		if step.Version == c.Version {
+			last.prebuild = append(last.prebuild, step)
+		}
+	}
+	last.Updates, last.FirstAt = 1, c.LastAt
+	return &last, true
+}
+
+// String names the change without its content.
+func (c *Change) String() string {
+	return fmt.Sprintf("change of %s to version %d (%d updates)", c.ID, c.Version, c.Updates)
+}
+
+// GoString is String, so that no verb prints the content.
+func (c *Change) GoString() string { return c.String() }
+
+// LogValue names the change without its content.
+func (c *Change) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// effect gives the effect of one status heard at this time.
+func effect(s *wsman.WorkspaceStatus, at time.Time) Effect {
+	image := imageSizes(s.GetMetadata().GetMetrics())
+	e := Effect{
+		Phase:    phase(s.GetPhase()),
+		Failed:   clean(s.GetConditions().GetFailed()),
+		NodeName: clean(s.GetRuntime().GetNodeName()),
+		PodName:  clean(s.GetRuntime().GetPodName()),
+		NodeIP:   clean(s.GetRuntime().GetNodeIp()),
+		Image:    image,
+		Metrics:  Metrics{Image: image, Initializer: initializer(s.GetInitializerMetrics())},
+	}
+	if s.GetConditions().GetDeployed() == wsman.WorkspaceConditionBool_TRUE {
+		e.DeployedAt = at
+	}
+	switch e.Phase {
+	case PhaseStopping:
+		e.StoppingAt = at
+	case PhaseStopped:
+		e.StoppingAt, e.StoppedAt, e.OpenStopAt = at, at, at
+	case PhaseRunning:
+		e.RunningAt, e.Cleared = at, true
+	case "":
+	default:
+		e.Cleared = true
+	}
+	return e
+}
+
+func phase(p wsman.WorkspacePhase) Phase {
+	switch p {
+	case wsman.WorkspacePhase_PENDING:
+		return PhasePending
+	case wsman.WorkspacePhase_CREATING:
+		return PhaseCreating
+	case wsman.WorkspacePhase_INITIALIZING:
+		return PhaseInitializing
+	case wsman.WorkspacePhase_RUNNING:
+		return PhaseRunning
+	case wsman.WorkspacePhase_STOPPING:
+		return PhaseStopping
+	case wsman.WorkspacePhase_STOPPED:
+		return PhaseStopped
+	case wsman.WorkspacePhase_INTERRUPTED:
+		return PhaseInterrupted
+	}
+	return "" // UNKNOWN, and what a newer cluster may invent, leave the phase as it is
+}
+
+func kind(t wsman.WorkspaceType) Kind {
+	switch t {
+	case wsman.WorkspaceType_PREBUILD:
+		return KindPrebuild
+	case wsman.WorkspaceType_IMAGEBUILD:
+		return KindImageBuild
+	}
+	return KindRegular
+}
+
+// clean replaces what PostgreSQL takes in no text: the NUL character.
+func clean(text string) string {
+	if strings.IndexByte(text, 0) < 0 {
+		return text
+	}
+	return strings.ReplaceAll(text, "\x00", "\uFFFD")
+}
