@@ -137,12 +137,18 @@ func (c *Change) Fold(next *Change) bool {
 	return true
 }
 
-// compact joins the oldest steps until there are few enough.
+// compact joins old steps until there are few enough. A row that has seen the
+// first of the two sees it again with the second. That is without effect, but
+// for a STOPPED before a clearing: it would stop an instance that has come
+// back since. Such a pair is left apart; the next one begins with a clearing.
 func compact(steps []Step) []Step {
 	for len(steps) > maxSteps {
 		at := 0
 		if steps[0].Version == 0 {
 			at = 1 // an unversioned step applies to other rows than the next
+		}
+		if first := steps[at]; !first.OpenStopAt.IsZero() && !first.Cleared && steps[at+1].Cleared {
+			at++
 		}
 		joined := Step{Version: steps[at+1].Version, Effect: steps[at].then(steps[at+1].Effect)}
 		steps = slices.Replace(steps, at, at+2, joined)
@@ -150,19 +156,22 @@ func compact(steps []Step) []Step {
 	return steps
 }
 
+// appendPrebuild adds what a later update says. Where an earlier step counts,
+// all later ones do, so of those before only the ones that end the prebuild
+// matter, and of several in a row with one state the last.
 func appendPrebuild(steps []PrebuildStep, next PrebuildStep) []PrebuildStep {
-	if n := len(steps); n > 0 && steps[n-1].says(next) {
-		// Which of the two it is only shows in the version that the
-		// prebuild ends with: the later one. An unversioned step applies
-		// to other rows than a versioned one and stays.
-		if (steps[n-1].Version == 0) == (next.Version == 0) {
-			steps[n-1] = next
-			return steps
-		}
+	for n := len(steps); n > 0 && (!steps[n-1].State.Terminal() || steps[n-1].State == next.State); n-- {
+		steps = steps[:n-1]
 	}
 	steps = append(steps, next)
-	if len(steps) > maxSteps {
-		steps = slices.Delete(steps, 0, 1)
+	// The first end decides and the last step of its state gives the texts:
+	// what is neither may go.
+	for i := 1; len(steps) > maxSteps; i++ {
+		firstVersioned := steps[i-1].Version == 0 && steps[i].Version != 0
+		if !firstVersioned && slices.ContainsFunc(steps[i+1:], steps[i].sameState) {
+			steps = slices.Delete(steps, i, i+1)
+			break
+		}
 	}
 	return steps
 }

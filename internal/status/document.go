@@ -47,8 +47,8 @@ func document(s *wsman.WorkspaceStatus) []byte {
 // conditions gives the conditions that are set, but for failed.
 func conditions(c *wsman.WorkspaceConditions) []byte {
 	var activity string
-	if c.GetFirstUserActivity() != nil {
-		activity = c.GetFirstUserActivity().AsTime().Format(iso8601)
+	if at := c.GetFirstUserActivity(); at.IsValid() { // else a year that no column takes
+		activity = at.AsTime().Format(iso8601)
 	}
 	return mustMarshal(struct {
 		Timeout            string `json:"timeout,omitempty"`

@@ -48,19 +48,9 @@ type PrebuildStep struct {
 	Headless HeadlessType  `json:"headless"`
 }
 
-// says reports whether other says the same of the prebuild, at whatever
-// version.
-func (s PrebuildStep) says(other PrebuildStep) bool {
-	return s.State == other.State && s.Headless == other.Headless &&
-		equalText(s.Error, other.Error) && equalText(s.Snapshot, other.Snapshot)
-}
-
-func equalText(a, b *string) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return *a == *b
-}
+// sameState says whether both bring the same state, and so speak of the same
+// columns.
+func (s PrebuildStep) sameState(other PrebuildStep) bool { return s.State == other.State }
 
 // prebuildStep gives what a status of a prebuild's instance says of the
 // prebuild; false if it says nothing.
@@ -72,7 +62,8 @@ func (r Rules) prebuildStep(s *wsman.WorkspaceStatus) (PrebuildStep, bool) {
 	}
 	switch s.GetPhase() {
 	case decisive:
-		return step, r.decide(&step, s.GetConditions())
+		decided := step.decide(s.GetConditions())
+		return step, decided
 	case wsman.WorkspacePhase_RUNNING, wsman.WorkspacePhase_STOPPING:
 		step.State = PrebuildBuilding
 	case wsman.WorkspacePhase_STOPPED:
@@ -83,28 +74,28 @@ func (r Rules) prebuildStep(s *wsman.WorkspaceStatus) (PrebuildStep, bool) {
 	return step, true
 }
 
-// decide fills in how the prebuild ended; the first condition that holds
-// decides.
-func (r Rules) decide(step *PrebuildStep, c *wsman.WorkspaceConditions) bool {
-	fail := func(state PrebuildState, headless HeadlessType, why string) bool {
+// decide fills in how the prebuild ended: the first condition that holds says
+// it. It reports false if none does.
+func (s *PrebuildStep) decide(c *wsman.WorkspaceConditions) bool {
+	end := func(state PrebuildState, headless HeadlessType, why string) bool {
 		why = clean(why)
-		step.State, step.Headless, step.Error = state, headless, &why
+		s.State, s.Headless, s.Error = state, headless, &why
 		return true
 	}
 	snapshot := clean(c.GetSnapshot())
 	switch {
 	case c.GetTimeout() != "":
-		return fail(PrebuildTimeout, HeadlessAbortedTimeout, c.GetTimeout())
+		return end(PrebuildTimeout, HeadlessAbortedTimeout, c.GetTimeout())
 	case c.GetFailed() != "":
-		return fail(PrebuildFailed, HeadlessFailed, c.GetFailed())
+		return end(PrebuildFailed, HeadlessFailed, c.GetFailed())
 	case c.GetStoppedByRequest() == wsman.WorkspaceConditionBool_TRUE:
-		return fail(PrebuildAborted, HeadlessAborted, "Cancelled")
+		return end(PrebuildAborted, HeadlessAborted, "Cancelled")
 	case c.GetHeadlessTaskFailed() != "":
-		step.Snapshot = &snapshot
-		return fail(PrebuildAvailable, HeadlessFinishFail, c.GetHeadlessTaskFailed())
+		s.Snapshot = &snapshot
+		return end(PrebuildAvailable, HeadlessFinishFail, c.GetHeadlessTaskFailed())
 	case snapshot != "":
-		step.Snapshot = &snapshot
-		return fail(PrebuildAvailable, HeadlessFinishSuccess, "")
+		s.Snapshot = &snapshot
+		return end(PrebuildAvailable, HeadlessFinishSuccess, "")
 	}
 	return false
 }
