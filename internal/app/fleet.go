@@ -1,0 +1,265 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/trestle-bridge/trestle/internal/config"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/internal/upstream"
+	"github.com/trestle-bridge/trestle/pipeline"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+type fleetConfig struct {
+	Config   config.Config
+	Store    *store.Store
+	Pipeline *pipeline.Pipeline
+	Budget   *upstream.Budget
+	Upstream *upstream.Metrics
+	Metrics  *metrics
+	Traced   bool
+	Logger   *slog.Logger
+}
+
+// fleet keeps one member for each cluster that exists: the rows of
+// workspace_cluster and the static ones of the configuration, of which a row
+// wins over a static one of its name.
+type fleet struct {
+	cfg fleetConfig
+
+	// mu guards members and known.
+	mu      sync.Mutex
+	members map[string]*member
+	// known says that the clusters have been read at least once.
+	known bool
+}
+
+func newFleet(cfg fleetConfig) *fleet {
+	return &fleet{cfg: cfg, members: make(map[string]*member)}
+}
+
+// run hears all clusters, and looks for new ones, until ctx ends and every
+// stream has been left. What was heard may still be unwritten then: see drain.
+func (f *fleet) run(ctx context.Context) {
+	for {
+		pause := f.cfg.Config.ClusterReconcileInterval
+		if err := f.reconcile(ctx); err != nil && ctx.Err() == nil {
+			f.cfg.Logger.Warn("the workspace clusters could not be read from the database; those known are heard on", "error", err)
+			pause = min(pause, time.Second)
+		}
+		select {
+		case <-time.After(pause*9/10 + rand.N(pause/5)):
+		case <-ctx.Done():
+			for _, m := range f.snapshot() {
+				m.stopHearing()
+			}
+			return
+		}
+	}
+}
+
+// drain writes out and publishes what all clusters were heard to say. If ctx
+// ends before, the error says what is left.
+func (f *fleet) drain(ctx context.Context) error {
+	members := f.snapshot()
+	errs := make([]error, len(members))
+	var wait sync.WaitGroup
+	for i, m := range members {
+		wait.Go(func() { errs[i] = m.drain(ctx) })
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// reconcile starts and stops members until they are those that should be.
+func (f *fleet) reconcile(ctx context.Context) error {
+	rows, err := f.cfg.Store.Clusters(ctx)
+	if err != nil {
+		if f.isKnown() {
+			return err
+		}
+		// Until the database is reached, the static ones are all we know of.
+		rows = nil
+	}
+	wanted := make(map[string]upstream.Cluster)
+	gauges := make([]store.Cluster, 0, len(rows))
+	for _, static := range f.cfg.Config.StaticBridges {
+		if !slices.ContainsFunc(rows, func(row store.Cluster) bool { return row.Name == static.Name }) {
+			wanted[static.Name] = staticCluster(static)
+			gauges = append(gauges, store.Cluster{Name: static.Name, Score: int32(static.Score), State: static.State})
+		}
+	}
+	for _, row := range rows {
+		gauges = append(gauges, row)
+		if row.Govern {
+			wanted[row.Name] = upstream.Cluster{Name: row.Name, URL: row.URL, TLS: upstreamTLS(row.TLS)}
+		}
+	}
+	f.cfg.Metrics.clusters(gauges)
+
+	for _, m := range f.snapshot() {
+		want, still := wanted[m.cluster.Name]
+		if still && m.cluster.Equal(want) {
+			delete(wanted, m.cluster.Name)
+			continue
+		}
+		// A change of address or TLS is a new member, too: what the old one
+		// has heard is written before.
+		f.cfg.Logger.Info("leaving a cluster", "cluster", m.cluster.Name, "changed", still)
+		m.stopHearing()
+		if err := m.drain(ctx); err != nil {
+			return fmt.Errorf("leave cluster %s: %w", m.cluster.Name, err)
+		}
+		f.mu.Lock()
+		delete(f.members, m.cluster.Name)
+		f.mu.Unlock()
+	}
+	for name, cluster := range wanted {
+		m, startErr := f.start(ctx, cluster)
+		if startErr != nil {
+			f.cfg.Logger.Error("a cluster cannot be heard", "cluster", name, "error", startErr)
+			err = errors.Join(err, startErr)
+			continue
+		}
+		f.mu.Lock()
+		f.members[name] = m
+		f.mu.Unlock()
+	}
+	if err == nil {
+		f.mu.Lock()
+		f.known = true
+		f.mu.Unlock()
+	}
+	return err
+}
+
+func (f *fleet) snapshot() []*member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make([]*member, 0, len(f.members))
+	for _, m := range f.members {
+		out = append(out, m)
+	}
+	return out
+}
+
+func (f *fleet) isKnown() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.known
+}
+
+// member is one cluster that is heard.
+type member struct {
+	cluster upstream.Cluster
+	intake  *pipeline.Intake
+	client  *upstream.Client
+	log     *slog.Logger
+
+	cancel context.CancelFunc
+	// heard is closed when the stream has been left and nothing comes in any
+	// more.
+	heard chan struct{}
+}
+
+// start begins to hear a cluster. What it says waits in the pipeline until the
+// fence is raised, which is tried until the database answers.
+func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, error) {
+	id := shard.Whole(cluster.Name)
+	intake, err := f.cfg.Pipeline.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	log := f.cfg.Logger.With("cluster", cluster.Name)
+	client, err := upstream.New(upstream.Config{
+		Cluster:          cluster,
+		Sink:             intake,
+		Logger:           log,
+		Metrics:          f.cfg.Upstream,
+		MaxUpdateBytes:   int(f.cfg.Config.Upstream.MaxUpdateBytes),
+		MaxSnapshotBytes: int(f.cfg.Config.Upstream.MaxSnapshotBytes),
+		SnapshotInterval: f.cfg.Config.Upstream.SnapshotInterval,
+		Budget:           f.cfg.Budget,
+		Trace:            f.cfg.Traced,
+	})
+	if err != nil {
+		intake.Close()
+		return nil, err
+	}
+	hearing, cancel := context.WithCancel(ctx)
+	m := &member{cluster: cluster, intake: intake, client: client, log: log, cancel: cancel, heard: make(chan struct{})}
+	go func() {
+		defer close(m.heard)
+		var parts sync.WaitGroup
+		parts.Go(func() { f.own(hearing, m) })
+		if err := client.Run(hearing); err != nil && hearing.Err() == nil {
+			log.Error("the cluster is heard no more", "error", err)
+		}
+		parts.Wait()
+	}()
+	return m, nil
+}
+
+// own raises the shard's fence and begins to write; afterwards it leaves the
+// cluster if another replica raises the fence.
+func (f *fleet) own(ctx context.Context, m *member) {
+	id := m.intake.Shard()
+	err := untilReached(ctx, m.log, "take over the cluster", func(ctx context.Context) error {
+		poison, err := f.cfg.Store.Quarantined(ctx, id.Cluster)
+		if err != nil {
+			return err
+		}
+		m.intake.Remember(poison)
+		fence, err := f.cfg.Store.Raise(ctx, id, f.cfg.Pipeline.Owner(), 0)
+		if err != nil {
+			return err
+		}
+		return m.intake.Own(fence)
+	})
+	if err != nil {
+		if ctx.Err() == nil {
+			m.log.Error("the cluster cannot be taken over", "error", err)
+		}
+		return
+	}
+	select {
+	case <-m.intake.Fenced():
+		m.log.Error("another replica has taken the cluster over; this one leaves it")
+		m.cancel()
+	case <-ctx.Done():
+	}
+}
+
+// stopHearing leaves the stream and waits until nothing comes in any more.
+func (m *member) stopHearing() {
+	m.cancel()
+	<-m.heard
+}
+
+// drain writes out and publishes what was heard, and forgets the cluster.
+func (m *member) drain(ctx context.Context) error {
+	defer m.intake.Close()
+	return m.intake.Drain(ctx)
+}
+
+func staticCluster(static config.StaticBridge) upstream.Cluster {
+	cluster := upstream.Cluster{Name: static.Name, URL: static.URL}
+	if !static.Material.Empty() {
+		cluster.TLS = &upstream.TLS{CA: static.Material.CA, Certificate: static.Material.Certificate, Key: static.Material.Key}
+	}
+	return cluster
+}
+
+func upstreamTLS(tls *store.ClusterTLS) *upstream.TLS {
+	if tls == nil {
+		return nil
+	}
+	return &upstream.TLS{CA: tls.CA, Certificate: tls.Certificate, Key: tls.Key}
+}

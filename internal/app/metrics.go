@@ -1,0 +1,95 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trestle-bridge/trestle/internal/store"
+)
+
+// outboxInterval is the time between two looks at the size of the outbox.
+const outboxInterval = 10 * time.Second
+
+// metrics are those of the service as a whole.
+type metrics struct {
+	score    *prometheus.GaugeVec
+	cordoned *prometheus.GaugeVec
+	// markedStopped is here so that the series exist from the start.
+	markedStopped *prometheus.CounterVec
+	outboxRows    prometheus.Gauge
+	outboxOldest  prometheus.Gauge
+}
+
+func newMetrics(registerer prometheus.Registerer, version string) *metrics {
+	m := &metrics{
+		score: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gitpod_ws_manager_bridge_cluster_score", Help: "Score of each workspace cluster.",
+		}, []string{"workspace_cluster"}),
+		cordoned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gitpod_ws_manager_bridge_cluster_cordoned", Help: "1 if the workspace cluster is cordoned.",
+		}, []string{"workspace_cluster"}),
+		markedStopped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gitpod_ws_instances_marked_stopped_total", Help: "Instances stopped by a sweep, by the phase they were in.",
+		}, []string{"previous_phase"}),
+		outboxRows: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "trestle_outbox_rows", Help: "Rows of the outbox: commits whose messages are not known to be published, of all replicas.",
+		}),
+		outboxOldest: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "trestle_outbox_oldest_seconds", Help: "Age of the oldest row of the outbox, 0 if it is empty.",
+		}),
+	}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "trestle_build_info", Help: "1, with the version as a label.",
+	}, []string{"version", "go_version"})
+	build.WithLabelValues(version, runtime.Version()).Set(1)
+	for _, phase := range []string{"unknown", "preparing", "building", "pending", "creating", "initializing", "running", "interrupted", "stopping"} {
+		m.markedStopped.WithLabelValues(phase)
+	}
+	registerer.MustRegister(m.score, m.cordoned, m.markedStopped, m.outboxRows, m.outboxOldest, build)
+	return m
+}
+
+// clusters shows the score and the state of every cluster that exists.
+func (m *metrics) clusters(clusters []store.Cluster) {
+	m.score.Reset()
+	m.cordoned.Reset()
+	for _, c := range clusters {
+		m.score.WithLabelValues(c.Name).Set(float64(c.Score))
+		cordoned := 0.0
+		if c.State == "cordoned" {
+			cordoned = 1
+		}
+		m.cordoned.WithLabelValues(c.Name).Set(cordoned)
+	}
+}
+
+// watchOutbox keeps the gauges of the outbox until ctx ends.
+func (m *metrics) watchOutbox(ctx context.Context, db *store.Store, log *slog.Logger) error {
+	ticker := time.NewTicker(outboxInterval)
+	defer ticker.Stop()
+	for {
+		attempt, cancel := context.WithTimeout(ctx, outboxInterval)
+		rows, oldest, err := db.OutboxStats(attempt)
+		cancel()
+		switch {
+		case err == nil:
+			m.outboxRows.Set(float64(rows))
+			age := 0.0
+			if !oldest.IsZero() {
+				age = max(0, time.Since(oldest).Seconds())
+			}
+			m.outboxOldest.Set(age)
+		case ctx.Err() == nil:
+			log.Debug("the outbox could not be measured", "error", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,300 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/internal/upstream"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// ErrClosed is what Offer says after the intake was stopped.
+var ErrClosed = errors.New("the shard is not taken care of here any more")
+
+// Intake is one shard's way into the pipeline, for one term of ownership. It
+// begins in buffering: what is offered waits, and folds, until Own. Its
+// methods are safe for concurrent use.
+type Intake struct {
+	p       *Pipeline
+	id      shard.ID
+	tag     uint32
+	metrics *intakeMetrics
+	log     *slog.Logger
+	// says limits how often one cluster's oddities are logged.
+	says *rate.Limiter
+
+	// queues holds one queue a lane, each guarded by its lane's mutex.
+	queues []queue
+	// generation counts the subscriptions of the stream.
+	generation atomic.Uint32
+	// fence is nil while buffering.
+	fence   atomic.Pointer[shard.Fence]
+	stopped atomic.Bool
+	// waiting counts the instances with a change that is not committed.
+	waiting atomic.Int64
+	fenced  chan struct{}
+
+	// mu guards what follows. It may be taken under a lane's mutex, never the
+	// other way round.
+	mu sync.Mutex
+	// behind says that the outbox holds rows of this shard that are to be
+	// published before anything else of it; who commits leaves the outbox
+	// to the recovery and says so in dirty.
+	behind, dirty, recovering bool
+	// publishing counts the publishes under way past the outbox, unpublished
+	// those that wait in a lane.
+	publishing, unpublished int
+	// published are outbox rows that were published and may still be there.
+	published map[store.OutboxRef]struct{}
+	wasFenced bool
+	// changed is closed and replaced when something that somebody may wait
+	// for has become less, and awaited says that somebody does.
+	changed chan struct{}
+	awaited bool
+}
+
+var _ upstream.Sink = (*Intake)(nil)
+
+func newIntake(p *Pipeline, id shard.ID, tag uint32) *Intake {
+	return &Intake{
+		p:         p,
+		id:        id,
+		tag:       tag,
+		metrics:   p.metrics.intake(id.Cluster),
+		log:       p.cfg.Logger.With("cluster", id.Cluster, "shard", id.String()),
+		says:      rate.NewLimiter(10, 50),
+		queues:    make([]queue, p.cfg.Lanes),
+		fenced:    make(chan struct{}),
+		published: make(map[store.OutboxRef]struct{}),
+		changed:   make(chan struct{}),
+	}
+}
+
+// Shard names the shard.
+func (in *Intake) Shard() shard.ID { return in.id }
+
+// Waiting gives the number of instances with updates that are not committed.
+func (in *Intake) Waiting() int { return int(in.waiting.Load()) }
+
+// Oldest gives when the oldest update was heard that is not committed yet;
+// zero if there is none.
+func (in *Intake) Oldest() time.Time {
+	var oldest time.Time
+	for _, l := range in.p.lanes {
+		if t := l.oldest(in); !t.IsZero() && (oldest.IsZero() || t.Before(oldest)) {
+			oldest = t
+		}
+	}
+	return oldest
+}
+
+// Behind says whether the shard's messages are published from the outbox
+// rather than as they are committed.
+func (in *Intake) Behind() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.behind
+}
+
+// Fenced is closed when the store refused a write because another owner has
+// raised the fence. What waited is gone then: the other owner has heard it.
+func (in *Intake) Fenced() <-chan struct{} { return in.fenced }
+
+// Subscribed says that a new subscription begins.
+func (in *Intake) Subscribed() { in.generation.Add(1) }
+
+// Invalid counts and logs a status that cannot be used.
+func (in *Intake) Invalid(err error) {
+	in.metrics.invalid(err)
+	in.logOdd(slog.LevelWarn, "an invalid status was skipped", "error", err)
+}
+
+// Offer takes one status, or skips it. It does not wait for anything but
+// short sections of memory. The errors are upstream.ErrFull, when too many
+// instances wait, and ErrClosed.
+func (in *Intake) Offer(h status.Heard) error {
+	if in.stopped.Load() {
+		return ErrClosed
+	}
+	if in.id.Slices > 1 && !in.id.Contains(h.ID) {
+		return nil
+	}
+	l := in.p.lanes[shard.Lane(h.ID, len(in.p.lanes))]
+	verdict, kind := l.judge(in, h)
+	switch verdict {
+	case verdictFresh:
+	case verdictFull:
+		return upstream.ErrFull
+	default:
+		in.metrics.skipped(verdict, kind, h.At)
+		return nil
+	}
+	change, err := in.p.cfg.Rules.Change(h)
+	if err != nil {
+		in.Invalid(err)
+		return nil
+	}
+	in.metrics.started(change.Kind)
+	if !l.add(in, h, change) {
+		in.metrics.completed(change.Kind, outcomeSkipped, h.At)
+		return nil
+	}
+	return nil
+}
+
+// Drained waits until so little is waiting that a stream may be taken up
+// again, or ctx ends.
+func (in *Intake) Drained(ctx context.Context) error {
+	return in.await(ctx, func() bool {
+		return in.Waiting() <= in.p.cfg.MaxWaiting/10 || in.stopped.Load()
+	})
+}
+
+// Remember tells of instances whose last status was refused by the database,
+// so that the same one is not tried again. Call it before the first Offer.
+func (in *Intake) Remember(poison []store.Poison) {
+	for _, row := range poison {
+		l := in.p.lanes[shard.Lane(row.Instance, len(in.p.lanes))]
+		l.remember(in, row)
+	}
+}
+
+// Forget makes the pipeline forget what it has heard of these instances, so
+// that the same status heard again is written again. What waits, waits on.
+func (in *Intake) Forget(ids []status.InstanceID) {
+	for _, id := range ids {
+		in.p.lanes[shard.Lane(id, len(in.p.lanes))].forget(in, id)
+	}
+}
+
+// Own begins to write, under this fence. What earlier owners have left in the
+// outbox is published before anything that is written from now on.
+func (in *Intake) Own(fence shard.Fence) error {
+	if fence.Shard != in.id {
+		return fmt.Errorf("pipeline: own shard %s: the fence is that of %s", in.id, fence.Shard)
+	}
+	in.fallBehind()
+	in.fence.Store(&fence)
+	for _, l := range in.p.lanes {
+		l.enqueueAll(in)
+	}
+	return nil
+}
+
+// Drain stops taking statuses and waits until everything that waits is
+// written and published. If ctx ends before, the error says what is left.
+func (in *Intake) Drain(ctx context.Context) error {
+	in.stopped.Store(true)
+	if in.fence.Load() == nil {
+		if n := in.waiting.Load(); n > 0 {
+			return fmt.Errorf("drain shard %s: %d instances have updates that were not written: the shard was never taken over", in.id, n)
+		}
+		return nil
+	}
+	err := in.await(ctx, func() bool {
+		return in.wasFenced || in.waiting.Load() == 0 && !in.behind && in.unpublished == 0 && in.publishing == 0
+	})
+	if err == nil {
+		// What is left in the outbox the next owner would publish again.
+		for _, l := range in.p.lanes {
+			l.acknowledge(ctx)
+		}
+		err = in.await(ctx, func() bool { return in.wasFenced || len(in.published) == 0 })
+	}
+	if err != nil {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		left := "everything was written, but not all of it published: the rest is in the outbox"
+		if n := in.waiting.Load(); n > 0 {
+			left = fmt.Sprintf("%d instances have updates that were not written", n)
+		}
+		return fmt.Errorf("drain shard %s: %s: %w", in.id, left, err)
+	}
+	return nil
+}
+
+// Close ends the intake and forgets what waits in it.
+func (in *Intake) Close() {
+	in.stopped.Store(true)
+	for _, l := range in.p.lanes {
+		l.drop(in)
+	}
+	in.p.remove(in)
+	in.lessen(func() { in.behind = false })
+}
+
+// refuse is called when the store has refused the fence.
+func (in *Intake) refuse() {
+	in.stopped.Store(true)
+	first := false
+	in.lessen(func() {
+		first = !in.wasFenced
+		in.wasFenced = true
+		in.behind = false
+	})
+	for _, l := range in.p.lanes {
+		l.drop(in)
+	}
+	if first {
+		in.metrics.fencedWrites.Inc()
+		in.log.Warn("another owner holds the shard's fence; what waited here is left to it")
+		close(in.fenced)
+	}
+}
+
+// await waits until done, which is called under mu, says so.
+func (in *Intake) await(ctx context.Context, done func() bool) error {
+	for {
+		in.mu.Lock()
+		if done() {
+			in.mu.Unlock()
+			return nil
+		}
+		in.awaited = true
+		changed := in.changed
+		in.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// lessen changes what somebody may wait for, and wakes them.
+func (in *Intake) lessen(change func()) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	change()
+	if in.awaited {
+		in.awaited = false
+		close(in.changed)
+		in.changed = make(chan struct{})
+	}
+}
+
+// settled takes n instances off those that wait.
+func (in *Intake) settled(n int) {
+	if n == 0 {
+		return
+	}
+	in.waiting.Add(int64(-n))
+	in.p.waiting.Add(int64(-n))
+	in.lessen(func() {})
+}
+
+// logOdd logs what a cluster may cause at will, within limits.
+func (in *Intake) logOdd(level slog.Level, message string, args ...any) {
+	if in.says.Allow() {
+		in.log.Log(context.Background(), level, message, args...)
+	}
+}

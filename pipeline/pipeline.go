@@ -1,0 +1,254 @@
+// Package pipeline carries what replicas hear of instances into the store and
+// on to the platform: dedup, fold, batch, commit, publish.
+//
+// A Pipeline has a fixed number of lanes that all shards of the replica share;
+// an instance always falls into the same lane, and a lane has one batch in
+// flight at a time, so the changes of one instance are written and published
+// in the order in which they were heard. While a batch is in flight, what is
+// heard gathers and folds; then the next batch takes whatever is there, up to
+// a limit: small and quick when quiet, large when busy, without a timer.
+//
+// Invariants:
+//   - Offer never waits for the store or the publisher.
+//   - What waits is bounded by the number of instances, not of updates.
+//   - An instance is remembered as written only after the commit.
+//   - Nothing is published before its commit, and what was committed but not
+//     published is in the outbox, from which it is taken up again.
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// Store is what the pipeline needs of the database. All of it is safe for
+// concurrent use.
+type Store interface {
+	// Apply writes a batch in one commit; see store.Store.
+	Apply(context.Context, store.Batch) (store.Commit, error)
+	// Quarantine keeps what the database refuses for its own sake.
+	Quarantine(context.Context, []store.Poison) error
+	// Outbox gives the oldest rows of a shard's outbox, whoever wrote them,
+	// in the order in which they are to be published.
+	Outbox(ctx context.Context, id shard.ID, limit int) ([]store.OutboxRow, error)
+	// DeleteOutbox removes rows that were published.
+	DeleteOutbox(context.Context, []store.OutboxRef) error
+}
+
+// Publisher tells the platform. An error means that an unknown part, from the
+// beginning on, was published.
+type Publisher interface {
+	Publish(context.Context, []event.Set) error
+}
+
+// Config is what a Pipeline needs.
+type Config struct {
+	// Owner names this incarnation of the replica.
+	Owner string
+	// Lanes is the number of batches in flight; 4 if 0.
+	Lanes int
+	// BatchLimit bounds the instances in a batch; 500 if 0.
+	BatchLimit int
+	// DedupEntries bounds the instances that are remembered; 131,072 if 0.
+	DedupEntries int
+	// MaxWaiting bounds the instances of a shard that wait; 50,000 if 0.
+	// Beyond it a stream ends. Entries of a snapshot wait sooner, at a fifth
+	// of it: they can be asked for at leisure.
+	MaxWaiting int
+	// MaxWaitingTotal bounds the instances of all shards that wait; four
+	// times MaxWaiting if 0. It holds a shard back only while something of
+	// that shard waits, so that none is shut out by the others.
+	MaxWaitingTotal int
+	// AttemptTimeout bounds one attempt to write or to publish; 20 s if 0.
+	AttemptTimeout time.Duration
+
+	Rules     status.Rules
+	Store     Store
+	Publisher Publisher
+
+	// Lifecycle is called after a commit that recorded lifecycle events. It
+	// must not block. May be nil.
+	Lifecycle func()
+	// Tracer gets a span for each change whose update carried a trace
+	// context, which Extract turns into the span's parent. May be nil.
+	Tracer  trace.Tracer
+	Extract func(context.Context, string) context.Context
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+func (c *Config) setDefaults() error {
+	if c.Lanes == 0 {
+		c.Lanes = 4
+	}
+	if c.BatchLimit == 0 {
+		c.BatchLimit = 500
+	}
+	if c.DedupEntries == 0 {
+		c.DedupEntries = 131072
+	}
+	if c.MaxWaiting == 0 {
+		c.MaxWaiting = 50000
+	}
+	if c.MaxWaitingTotal == 0 {
+		c.MaxWaitingTotal = 4 * c.MaxWaiting
+	}
+	if c.AttemptTimeout == 0 {
+		c.AttemptTimeout = 20 * time.Second
+	}
+	switch {
+	case c.Owner == "":
+		return errors.New("pipeline: the owner has no name")
+	case c.Lanes < 0 || c.BatchLimit < 0 || c.DedupEntries < 0 || c.MaxWaiting < 0 || c.AttemptTimeout < 0:
+		return errors.New("pipeline: lanes, limits and timeouts must not be negative")
+	case c.Store == nil || c.Publisher == nil || c.Logger == nil || c.Registerer == nil:
+		return errors.New("pipeline: store, publisher, logger and registerer are required")
+	}
+	return nil
+}
+
+// Pipeline is described in the package comment. Its methods are safe for
+// concurrent use.
+type Pipeline struct {
+	cfg     Config
+	metrics *metrics
+	lanes   []*lane
+	// seq numbers batches across lanes: unique for this incarnation, and
+	// ascending within a lane.
+	seq atomic.Int64
+	// tags gives every intake a number of its own, under which the lanes
+	// remember: what was remembered for an earlier term of the same shard is
+	// out of reach.
+	tags atomic.Uint32
+	// waiting is the sum of the intakes' waiting.
+	waiting atomic.Int64
+
+	// mu guards intakes and running. It is never held together with a lane's
+	// or an intake's mutex.
+	mu      sync.Mutex
+	intakes map[shard.ID]*Intake
+	// running is set while Run runs; recoveries belong to it.
+	running *errgroup.Group
+	runCtx  context.Context
+}
+
+// New makes a pipeline that owns no shard. Nothing runs before Run.
+func New(cfg Config) (*Pipeline, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	p := &Pipeline{cfg: cfg, intakes: make(map[shard.ID]*Intake)}
+	p.metrics = newMetrics(cfg.Registerer, p)
+	for i := range cfg.Lanes {
+		l, err := newLane(p, i)
+		if err != nil {
+			return nil, fmt.Errorf("pipeline: lane %d: %w", i, err)
+		}
+		p.lanes = append(p.lanes, l)
+	}
+	return p, nil
+}
+
+// Run writes and publishes until ctx ends. What waits then is left unwritten:
+// drain the intakes before. It returns nil once everything it started has
+// ended.
+func (p *Pipeline) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	p.mu.Lock()
+	if p.running != nil {
+		p.mu.Unlock()
+		return errors.New("pipeline: Run was called twice")
+	}
+	p.running, p.runCtx = group, ctx
+	waiting := make([]*Intake, 0, len(p.intakes))
+	for _, in := range p.intakes {
+		waiting = append(waiting, in)
+	}
+	for _, l := range p.lanes {
+		group.Go(func() error { l.run(ctx); return nil })
+		group.Go(func() error { l.publishLoop(ctx); return nil })
+	}
+	p.mu.Unlock()
+
+	for _, in := range waiting {
+		in.recoverIfBehind()
+	}
+	<-ctx.Done()
+	return group.Wait()
+}
+
+// start runs f as a part of Run, if Run runs.
+func (p *Pipeline) start(f func(context.Context)) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.running == nil || p.runCtx.Err() != nil {
+		return false
+	}
+	ctx := p.runCtx
+	p.running.Go(func() error { f(ctx); return nil })
+	return true
+}
+
+// Open takes a shard up. What is offered waits until Own; the shard's earlier
+// Intake, if any, must have been closed.
+func (p *Pipeline) Open(id shard.ID) (*Intake, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.intakes[id] != nil {
+		return nil, fmt.Errorf("pipeline: open shard %s: it is open already", id)
+	}
+	in := newIntake(p, id, p.tags.Add(1))
+	p.intakes[id] = in
+	return in, nil
+}
+
+// Healthy gives an error that names the lane if a loop has not turned for
+// longer than an attempt may take. A failing attempt is a turn.
+func (p *Pipeline) Healthy() error {
+	limit := 2*p.cfg.AttemptTimeout + 5*time.Second
+	for _, l := range p.lanes {
+		if since, busy := l.busySince(); busy && time.Since(since) > limit {
+			return fmt.Errorf("lane %d: one attempt has been under way since %s, longer than its deadline allows", l.index, since.Format(time.RFC3339))
+		}
+	}
+	return nil
+}
+
+// Waiting gives the number of instances with updates that are not committed.
+func (p *Pipeline) Waiting() int { return int(p.waiting.Load()) }
+
+// Owner names this incarnation of the replica.
+func (p *Pipeline) Owner() string { return p.cfg.Owner }
+
+func (p *Pipeline) snapshotIntakes() []*Intake {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]*Intake, 0, len(p.intakes))
+	for _, in := range p.intakes {
+		out = append(out, in)
+	}
+	return out
+}
+
+func (p *Pipeline) remove(in *Intake) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.intakes[in.id] == in {
+		delete(p.intakes, in.id)
+	}
+}

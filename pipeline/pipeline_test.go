@@ -1,0 +1,536 @@
+package pipeline
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/internal/upstream"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func mustUnmarshal(data []byte, to any) {
+	if err := json.Unmarshal(data, to); err != nil {
+		panic(err)
+	}
+}
+
+func TestWritesAndPublishesInOrder(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in := b.own(t, "eu01")
+	var ids []status.InstanceID
+	for n := range 200 {
+		ids = append(ids, instance(n))
+	}
+	db.insert(ids...)
+	for v := range 5 {
+		for _, id := range ids {
+			offer(t, in, heard(t, id, uint64(v+1), fmt.Sprint("v", v+1)))
+		}
+	}
+	drain(t, in)
+	for _, id := range ids {
+		if got := db.row(id); got != (fakeRow{5, "v5"}) {
+			t.Fatalf("row of %s = %v, want version 5", id, got)
+		}
+		contents := publisher.contents(id)
+		if !slices.IsSorted(contents) || contents[len(contents)-1] != "v5" {
+			t.Fatalf("published of %s: %v, want ascending to v5", id, contents)
+		}
+	}
+	if len(db.outbox) != 0 {
+		t.Errorf("%d rows are left in the outbox after the drain", len(db.outbox))
+	}
+	if err := in.Offer(heard(t, ids[0], 9, "late")); !errors.Is(err, ErrClosed) {
+		t.Errorf("Offer after Drain: %v, want ErrClosed", err)
+	}
+}
+
+// TestDedup tells what is skipped, by what was heard before.
+func TestDedup(t *testing.T) {
+	type say struct {
+		version uint64
+		text    string
+		// held keeps what was said before unwritten until this was offered.
+		held bool
+	}
+	for _, test := range []struct {
+		name    string
+		says    []say
+		row     fakeRow
+		applied int
+	}{
+		{"a repeat writes nothing", []say{{1, "a", false}, {2, "a", false}, {3, "a", false}}, fakeRow{1, "a"}, 1},
+		{"a stale one changes nothing", []say{{5, "a", false}, {4, "b", false}}, fakeRow{5, "a"}, 1},
+		{"stale against a repeat's version", []say{{1, "a", false}, {5, "a", false}, {4, "b", false}}, fakeRow{1, "a"}, 1},
+		{"back to what was written while another waits", []say{{1, "a", false}, {2, "b", true}, {3, "a", true}}, fakeRow{3, "a"}, 2},
+		{"a repeat of what waits", []say{{1, "a", true}, {2, "a", true}}, fakeRow{1, "a"}, 1},
+		{"unversioned counts while nothing is versioned", []say{{0, "a", false}, {0, "b", false}}, fakeRow{0, "b"}, 2},
+		{"unversioned after versioned is stale", []say{{1, "a", false}, {0, "b", false}}, fakeRow{1, "a"}, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			db, publisher := newFakeStore(), &fakePublisher{}
+			b := newBench(t, db, publisher, Config{Lanes: 1})
+			in := b.own(t, "eu01")
+			other := b.own(t, "eu02")
+			id, blocker := instance(1), instance(2)
+			db.insert(id, blocker)
+			held := false
+			for i, say := range test.says {
+				if say.held && !held {
+					// A batch in flight keeps the lane busy.
+					held = true
+					db.entered, db.gate = make(chan struct{}), make(chan struct{})
+					offer(t, other, heard(t, blocker, uint64(i+1), fmt.Sprint("block", i)))
+					<-db.entered
+				}
+				offer(t, in, heard(t, id, say.version, say.text))
+				if !held {
+					awaitIdle(t, in)
+				}
+			}
+			if held {
+				go func() {
+					for range db.entered {
+					}
+				}()
+				close(db.gate)
+			}
+			awaitIdle(t, in)
+			awaitIdle(t, other)
+			if held {
+				drain(t, in)
+				b.stop()
+				close(db.entered)
+			}
+			if got := db.row(id); got != test.row {
+				t.Errorf("row = %v, want %v", got, test.row)
+			}
+			if got := len(slices.DeleteFunc(db.applied, func(other status.InstanceID) bool { return other != id })); got != test.applied {
+				t.Errorf("%d writes, want %d", got, test.applied)
+			}
+		})
+	}
+}
+
+// awaitIdle waits until nothing of the intake waits or is in flight.
+func awaitIdle(t testing.TB, in *Intake) {
+	t.Helper()
+	err := in.await(t.Context(), func() bool {
+		return in.waiting.Load() == 0 && in.unpublished == 0 && in.publishing == 0 && !in.behind
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFoldsWhatWaits(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	b := newBench(t, db, publisher, Config{Lanes: 1})
+	in := b.own(t, "eu01")
+	id := instance(1)
+	db.insert(id)
+	offer(t, in, heard(t, id, 1, "first"))
+	<-db.entered
+	for v := uint64(2); v <= 1000; v++ {
+		offer(t, in, heard(t, id, v, fmt.Sprint("v", v)))
+	}
+	if got := in.Waiting(); got != 1 {
+		t.Errorf("%d instances wait, want 1", got)
+	}
+	db.gate <- struct{}{}
+	<-db.entered
+	db.gate <- struct{}{}
+	awaitIdle(t, in)
+	if got := publisher.contents(id); !slices.Equal(got, []string{"first", "v1000"}) {
+		t.Errorf("published %v, want the first and the last", got)
+	}
+	if got := db.batches[1].Entries[0].Change.Updates; got != 999 {
+		t.Errorf("the second change carries %d updates, want 999", got)
+	}
+}
+
+// TestFloodDelaysNoOther fills a lane with one cluster's instances: another
+// cluster's update goes with the next batch all the same.
+func TestFloodDelaysNoOther(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	b := newBench(t, db, publisher, Config{Lanes: 1, BatchLimit: 10})
+	flood, quiet := b.own(t, "flood"), b.own(t, "quiet")
+	offer(t, flood, heard(t, instance(0), 1, "x"))
+	<-db.entered
+	for n := 1; n <= 1000; n++ {
+		offer(t, flood, heard(t, instance(n), 1, "x"))
+	}
+	db.insert(instance(5000))
+	offer(t, quiet, heard(t, instance(5000), 1, "x"))
+	db.gate <- struct{}{}
+	<-db.entered
+	db.gate <- struct{}{}
+	<-db.entered
+	if got := db.row(instance(5000)).version; got != 1 {
+		t.Errorf("the quiet cluster's update was not in the next batch")
+	}
+}
+
+func TestPoisonIsIsolated(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	db.poison["bad"] = true
+	b := newBench(t, db, publisher, Config{Lanes: 1})
+	in := b.own(t, "eu01")
+	offer(t, in, heard(t, instance(0), 1, "x"))
+	<-db.entered
+	for n := 1; n <= 100; n++ {
+		db.insert(instance(n))
+		text := "good"
+		if n == 42 {
+			text = "bad"
+		}
+		offer(t, in, heard(t, instance(n), 1, text))
+	}
+	go func() {
+		for range db.entered {
+		}
+	}()
+	close(db.gate)
+	awaitIdle(t, in)
+	for n := 1; n <= 100; n++ {
+		want := fakeRow{1, "good"}
+		if n == 42 {
+			want = fakeRow{}
+		}
+		if got := db.row(instance(n)); got != want {
+			t.Errorf("row %d = %v, want %v", n, got, want)
+		}
+	}
+	if len(db.quarantine) != 1 || db.quarantine[0].Instance != instance(42) || db.quarantine[0].SQLState != "23514" {
+		t.Fatalf("quarantine = %v, want the one bad instance", db.quarantine)
+	}
+
+	attempts := db.attempts
+	offer(t, in, heard(t, instance(42), 2, "bad"))
+	awaitIdle(t, in)
+	if db.attempts != attempts {
+		t.Errorf("the same poison was tried again")
+	}
+	offer(t, in, heard(t, instance(42), 3, "good"))
+	awaitIdle(t, in)
+	if got := db.row(instance(42)); got != (fakeRow{3, "good"}) {
+		t.Errorf("row after a good update = %v", got)
+	}
+	b.stop()
+	close(db.entered)
+}
+
+// TestRememberedPoison: what an earlier process has put into quarantine is not
+// tried again either.
+func TestRememberedPoison(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.poison["bad"] = true
+	b := newBench(t, db, publisher, Config{})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := heard(t, instance(1), 7, "bad")
+	db.insert(instance(1))
+	in.Remember([]store.Poison{{Instance: bad.ID, Hash: bad.Hash, Version: bad.Version}})
+	if err := in.Own(db.raise(in.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	offer(t, in, bad)
+	drain(t, in)
+	if db.attempts != 0 {
+		t.Errorf("the poison was tried again")
+	}
+}
+
+// TestOutageLosesNothing lets the store fail, before and after its commits,
+// and the publisher in the middle: all rows are right in the end, each is
+// published after its last write, in order, and nothing is in quarantine.
+func TestOutageLosesNothing(t *testing.T) {
+	for seed := range uint64(40) {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				random := rand.New(rand.NewPCG(seed, 1))
+				db, publisher := newFakeStore(), &fakePublisher{}
+				fails := random.IntN(30)
+				db.fail = func(attempt int) failure {
+					if attempt > fails {
+						return succeed
+					}
+					return failure(random.IntN(3))
+				}
+				publishFails := random.IntN(10)
+				publisher.fail = func(attempt int) bool { return attempt <= publishFails }
+				b := newBench(t, db, publisher, Config{Lanes: 1 + random.IntN(8), BatchLimit: 1 + random.IntN(20)})
+				in := b.own(t, "eu01")
+				want := make(map[status.InstanceID]fakeRow)
+				for n := range 50 {
+					db.insert(instance(n))
+				}
+				for range 500 {
+					id := instance(random.IntN(50))
+					version := want[id].version + 1
+					text := fmt.Sprintf("v%04d", version)
+					offer(t, in, heard(t, id, version, text))
+					want[id] = fakeRow{version, text}
+					if random.IntN(20) == 0 {
+						time.Sleep(time.Duration(random.IntN(int(100 * time.Millisecond))))
+					}
+				}
+				drain(t, in)
+				for id, row := range want {
+					if got := db.row(id); got != row {
+						t.Errorf("row of %s = %v, want %v", id, got, row)
+					}
+					contents := publisher.contents(id)
+					if len(contents) == 0 || contents[len(contents)-1] != row.message {
+						t.Errorf("published of %s: %v, want it to end with %s", id, contents, row.message)
+					}
+				}
+				if len(db.quarantine) != 0 {
+					t.Errorf("an outage put %d updates into quarantine", len(db.quarantine))
+				}
+				if len(db.outbox) != 0 {
+					t.Errorf("%d rows are left in the outbox", len(db.outbox))
+				}
+				b.stop()
+			})
+		})
+	}
+}
+
+// TestNothingDoubledWhenNothingFails is the other half: as long as nothing
+// fails, there is one publish for each applied change.
+func TestNothingDoubledWhenNothingFails(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{BatchLimit: 7})
+	in := b.own(t, "eu01")
+	for n := range 100 {
+		db.insert(instance(n))
+	}
+	for v := range 20 {
+		for n := range 100 {
+			offer(t, in, heard(t, instance(n), uint64(v+1), fmt.Sprint(v)))
+		}
+	}
+	drain(t, in)
+	if len(publisher.published) != len(db.applied) {
+		t.Errorf("%d publishes of %d applied changes", len(publisher.published), len(db.applied))
+	}
+}
+
+// TestOrphanedOutboxGoesFirst: what a dead owner committed and did not publish
+// is published before anything of the successor.
+func TestOrphanedOutboxGoesFirst(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	publisher.fail = func(int) bool { return true }
+	dead := newBench(t, db, publisher, Config{})
+	id := instance(1)
+	db.insert(id)
+	in := dead.own(t, "eu01")
+	offer(t, in, heard(t, id, 1, "orphan"))
+	if err := in.await(t.Context(), func() bool { return in.waiting.Load() == 0 }); err != nil {
+		t.Fatal(err)
+	}
+	dead.stop()
+	publisher.published = nil
+	publisher.fail = nil
+
+	b := newBench(t, db, publisher, Config{})
+	successor, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	offer(t, successor, heard(t, id, 2, "successor"))
+	if err := successor.Own(db.raise(successor.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, successor)
+	if got := publisher.contents(id); !slices.Equal(got, []string{"orphan", "successor"}) {
+		t.Errorf("published %v, want the orphan first", got)
+	}
+}
+
+// TestRefusedShardLosesItsOwnOnly raises the fence of one of two shards.
+func TestRefusedShardLosesItsOwnOnly(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	b := newBench(t, db, publisher, Config{Lanes: 1})
+	lost, kept := b.own(t, "lost"), b.own(t, "kept")
+	db.insert(instance(1), instance(2), instance(3))
+	offer(t, kept, heard(t, instance(3), 1, "block"))
+	<-db.entered
+	offer(t, lost, heard(t, instance(1), 1, "x"))
+	offer(t, kept, heard(t, instance(2), 1, "x"))
+	db.raise(lost.Shard(), "another")
+	go func() {
+		for range db.entered {
+		}
+	}()
+	close(db.gate)
+	<-lost.Fenced()
+	awaitIdle(t, kept)
+	if got := db.row(instance(1)).version; got != 0 {
+		t.Errorf("the fenced shard wrote version %d", got)
+	}
+	if got := db.row(instance(2)).version; got != 1 {
+		t.Errorf("its batch mate was not written")
+	}
+	if err := lost.Offer(heard(t, instance(1), 2, "y")); !errors.Is(err, ErrClosed) {
+		t.Errorf("Offer to a fenced shard: %v, want ErrClosed", err)
+	}
+	if n := lost.Waiting(); n != 0 {
+		t.Errorf("%d instances of the fenced shard wait", n)
+	}
+	drain(t, lost)
+	b.stop()
+	close(db.entered)
+}
+
+func TestUnknownIsAskedForAgainAfterAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, publisher := newFakeStore(), &fakePublisher{}
+		b := newBench(t, db, publisher, Config{})
+		in := b.own(t, "eu01")
+		offer(t, in, heard(t, instance(1), 1, "a"))
+		awaitIdle(t, in)
+		db.insert(instance(1))
+		offer(t, in, heard(t, instance(1), 2, "b"))
+		awaitIdle(t, in)
+		if db.attempts != 1 {
+			t.Errorf("%d queries within the time of ignorance, want 1", db.attempts)
+		}
+		time.Sleep(ignorance)
+		offer(t, in, heard(t, instance(1), 2, "b"))
+		awaitIdle(t, in)
+		if got := db.row(instance(1)); got != (fakeRow{2, "b"}) {
+			t.Errorf("row = %v, want the update heard after the row was created", got)
+		}
+		b.stop()
+	})
+}
+
+func TestFloodEndsTheStream(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	b := newBench(t, db, publisher, Config{MaxWaiting: 100})
+	in := b.own(t, "eu01")
+	var err error
+	taken := 0
+	for n := 0; err == nil; n++ {
+		if err = in.Offer(heard(t, instance(n), 1, "x")); err == nil {
+			taken++
+		}
+	}
+	if !errors.Is(err, upstream.ErrFull) || taken != 100 {
+		t.Fatalf("%d instances taken, then %v; want 100, then ErrFull", taken, err)
+	}
+	// One that waits already folds, whatever the limit.
+	offer(t, in, heard(t, instance(0), 2, "y"))
+	go func() {
+		for range db.entered {
+		}
+	}()
+	close(db.gate)
+	if err := in.Drained(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	offer(t, in, heard(t, instance(1000), 1, "x"))
+	drain(t, in)
+	b.stop()
+	close(db.entered)
+}
+
+// TestSameOutcome: lanes, batch limits and restarts do not show in the rows.
+func TestSameOutcome(t *testing.T) {
+	type script struct {
+		id      status.InstanceID
+		version uint64
+		text    string
+	}
+	random := rand.New(rand.NewPCG(7, 7))
+	var says []script
+	versions := make(map[status.InstanceID]uint64)
+	for range 3000 {
+		id := instance(random.IntN(100))
+		version := versions[id] + uint64(random.IntN(3)) // repeats and gaps
+		says = append(says, script{id, version, fmt.Sprint("m", version)})
+		versions[id] = version
+		if random.IntN(10) == 0 && version > 3 {
+			says = append(says, script{id, version - 2, fmt.Sprint("m", version-2)}) // late
+		}
+	}
+	var want map[status.InstanceID]fakeRow
+	for _, lanes := range []int{1, 2, 8} {
+		for _, limit := range []int{1, 10, 1000} {
+			for _, restarts := range []int{0, 3} {
+				db, publisher := newFakeStore(), &fakePublisher{}
+				for id := range versions {
+					db.insert(id)
+				}
+				for part := range slices.Chunk(says, len(says)/(restarts+1)+1) {
+					b := newBench(t, db, publisher, Config{Lanes: lanes, BatchLimit: limit})
+					in := b.own(t, "eu01")
+					for _, say := range part {
+						offer(t, in, heard(t, say.id, say.version, say.text))
+					}
+					drain(t, in)
+					b.stop()
+				}
+				got := make(map[status.InstanceID]fakeRow)
+				for id, row := range db.rows {
+					got[id] = *row
+				}
+				if want == nil {
+					want = got
+				}
+				for id := range want {
+					if got[id] != want[id] {
+						t.Fatalf("lanes=%d limit=%d restarts=%d: row of %s = %v, elsewhere %v", lanes, limit, restarts, id, got[id], want[id])
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestSweptInstanceRevives: after Forget the same status is written again.
+func TestSweptInstanceRevives(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in := b.own(t, "eu01")
+	id := instance(1)
+	db.insert(id)
+	offer(t, in, heard(t, id, 5, "running"))
+	awaitIdle(t, in)
+	db.mu.Lock()
+	db.rows[id] = &fakeRow{4, "swept"}
+	db.mu.Unlock()
+	offer(t, in, heard(t, id, 5, "running"))
+	awaitIdle(t, in)
+	if got := db.row(id).message; got != "swept" {
+		t.Fatalf("a repeat was written: %q", got)
+	}
+	in.Forget([]status.InstanceID{id})
+	offer(t, in, heard(t, id, 5, "running"))
+	awaitIdle(t, in)
+	if got := db.row(id).message; got != "running" {
+		t.Errorf("the row stays %q after the sweep was forgotten", got)
+	}
+}

@@ -1,0 +1,323 @@
+package pipeline
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+const (
+	// maxPublications bounds the commits whose messages wait in a lane for
+	// Redis; beyond it they stay in the outbox alone.
+	maxPublications = 64
+	// recoveryRows is how many rows of an outbox a recovery takes at once.
+	recoveryRows = 200
+)
+
+// publications are what a lane has committed and not yet published. Rows
+// beyond the limit, rows of a shard that is behind, and rows whose publish
+// failed are not here: they are in the outbox, and the shard's recovery
+// publishes them.
+type publications struct {
+	// wakePublisher has size 1, so that wake-ups coalesce.
+	wakePublisher chan struct{}
+
+	// publishMu guards what follows. It is never held together with another
+	// mutex.
+	publishMu sync.Mutex
+	pending   []publication
+	// acknowledged are rows that were published and are to be deleted.
+	acknowledged []acknowledgement
+}
+
+type publication struct {
+	in  *Intake
+	row store.OutboxRow
+}
+
+type acknowledgement struct {
+	in  *Intake
+	ref store.OutboxRef
+}
+
+// publish hands what a commit has to tell to the lane's publisher.
+func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake) {
+	if len(rows) == 0 {
+		return
+	}
+	l.publishMu.Lock()
+	room := len(l.pending) < maxPublications
+	l.publishMu.Unlock()
+	var direct []publication
+	for _, row := range rows {
+		in := intakes[row.Ref.Shard]
+		if !room {
+			in.fallBehind()
+		}
+		if in.announce() {
+			direct = append(direct, publication{in, row})
+		}
+	}
+	if len(direct) == 0 {
+		return
+	}
+	l.publishMu.Lock()
+	l.pending = append(l.pending, direct...)
+	l.publishMu.Unlock()
+	wakeUp(l.wakePublisher)
+}
+
+// publishLoop publishes what the lane commits until ctx ends.
+func (l *lane) publishLoop(ctx context.Context) {
+	for {
+		select {
+		case <-l.wakePublisher:
+		case <-ctx.Done():
+			return
+		}
+		l.publishMu.Lock()
+		pending := l.pending
+		l.pending = nil
+		l.publishMu.Unlock()
+
+		var sets []event.Set
+		direct := pending[:0]
+		for _, p := range pending {
+			if p.in.beginPublish() {
+				direct = append(direct, p)
+				sets = append(sets, p.row.Events)
+			}
+		}
+		if len(direct) == 0 {
+			continue
+		}
+		attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
+		err := l.p.cfg.Publisher.Publish(attempt, sets)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.p.cfg.Logger.Warn("a publish failed; it is repeated from the outbox", "lane", l.index, "rows", len(direct), "error", err)
+		}
+		acknowledged := make([]acknowledgement, 0, len(direct))
+		for _, p := range direct {
+			p.in.endPublish(p.row.Ref, err == nil)
+			if err == nil {
+				acknowledged = append(acknowledged, acknowledgement{p.in, p.row.Ref})
+			}
+		}
+		l.publishMu.Lock()
+		l.acknowledged = append(l.acknowledged, acknowledged...)
+		l.publishMu.Unlock()
+	}
+}
+
+// acknowledge deletes the rows that were published.
+func (l *lane) acknowledge(ctx context.Context) {
+	refs := l.takeAcknowledged()
+	if len(refs) == 0 {
+		return
+	}
+	attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
+	defer cancel()
+	if err := l.p.cfg.Store.DeleteOutbox(attempt, refs.refs()); err != nil {
+		l.returnAcknowledged(refs)
+		if ctx.Err() == nil {
+			l.p.cfg.Logger.Warn("published rows could not be removed from the outbox; it is tried again", "lane", l.index, "rows", len(refs), "error", err)
+		}
+		return
+	}
+	l.confirm(refs)
+}
+
+type acknowledgements []acknowledgement
+
+func (a acknowledgements) refs() []store.OutboxRef {
+	refs := make([]store.OutboxRef, len(a))
+	for i := range a {
+		refs[i] = a[i].ref
+	}
+	return refs
+}
+
+func (l *lane) takeAcknowledged() acknowledgements {
+	l.publishMu.Lock()
+	defer l.publishMu.Unlock()
+	out := l.acknowledged
+	l.acknowledged = nil
+	return out
+}
+
+func (l *lane) returnAcknowledged(refs acknowledgements) {
+	l.publishMu.Lock()
+	defer l.publishMu.Unlock()
+	l.acknowledged = append(refs, l.acknowledged...)
+}
+
+// confirm notes that published rows are gone.
+func (l *lane) confirm(refs acknowledgements) {
+	for _, a := range refs {
+		a.in.lessen(func() { delete(a.in.published, a.ref) })
+	}
+}
+
+// announce notes that a row was committed. It reports whether the lane is to
+// publish it; if not, the recovery does.
+func (in *Intake) announce() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.behind {
+		in.dirty = true
+		return false
+	}
+	in.unpublished++
+	return true
+}
+
+// beginPublish is asked before a row that was announced is published: the
+// shard may have fallen behind since.
+func (in *Intake) beginPublish() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.unpublished--
+	if in.behind {
+		in.dirty = true
+		return false
+	}
+	in.publishing++
+	return true
+}
+
+// endPublish notes how that ended.
+func (in *Intake) endPublish(ref store.OutboxRef, published bool) {
+	in.lessen(func() {
+		in.publishing--
+		if published {
+			in.published[ref] = struct{}{}
+		}
+	})
+	if !published {
+		in.fallBehind()
+	}
+}
+
+// fallBehind leaves the publishing of the shard to a recovery until the
+// outbox is empty.
+func (in *Intake) fallBehind() {
+	in.mu.Lock()
+	if in.wasFenced {
+		in.mu.Unlock()
+		return
+	}
+	in.behind, in.dirty = true, true
+	start := !in.recovering
+	in.recovering = true
+	in.mu.Unlock()
+	if start && !in.p.start(in.recover) {
+		in.mu.Lock()
+		in.recovering = false // Run starts it
+		in.mu.Unlock()
+	}
+}
+
+// recoverIfBehind starts the recovery that could not start before Run.
+func (in *Intake) recoverIfBehind() {
+	in.mu.Lock()
+	behind := in.behind
+	in.mu.Unlock()
+	if behind {
+		in.fallBehind()
+	}
+}
+
+// recover publishes what the outbox holds of the shard, in order, until there
+// is nothing left; only then do the lanes publish again by themselves.
+func (in *Intake) recover(ctx context.Context) {
+	backoff := minBackoff
+	for {
+		// A publish under way could otherwise end after a newer one of ours.
+		err := in.await(ctx, func() bool {
+			in.dirty = false
+			return in.publishing == 0
+		})
+		if err == nil {
+			err = in.publishOutbox(ctx)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			done := false
+			in.lessen(func() {
+				if done = !in.dirty || in.wasFenced; done {
+					in.behind, in.recovering = false, false
+				}
+			})
+			if done {
+				return
+			}
+			backoff = minBackoff
+			continue
+		}
+		in.log.Warn("the outbox could not be published; it is tried again", "error", err)
+		select {
+		case <-time.After(backoff/2 + rand.N(backoff)):
+			backoff = min(2*backoff, maxBackoff)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// publishOutbox publishes and removes the rows of the outbox until it finds
+// none that was not published yet.
+func (in *Intake) publishOutbox(ctx context.Context) error {
+	for {
+		found, err := in.publishOldest(ctx)
+		if err != nil || found < recoveryRows {
+			return err
+		}
+	}
+}
+
+// publishOldest deals with the oldest rows and gives their number.
+func (in *Intake) publishOldest(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, in.p.cfg.AttemptTimeout)
+	defer cancel()
+	rows, err := in.p.cfg.Store.Outbox(ctx, in.id, recoveryRows)
+	if err != nil || len(rows) == 0 {
+		return 0, err
+	}
+	refs := make([]store.OutboxRef, 0, len(rows))
+	sets := make([]event.Set, 0, len(rows))
+	in.mu.Lock()
+	for _, row := range rows {
+		refs = append(refs, row.Ref)
+		if _, published := in.published[row.Ref]; !published {
+			sets = append(sets, row.Events)
+		}
+	}
+	in.mu.Unlock()
+	if len(sets) > 0 {
+		if err := in.p.cfg.Publisher.Publish(ctx, sets); err != nil {
+			return 0, err
+		}
+	}
+	in.mu.Lock()
+	for _, ref := range refs {
+		in.published[ref] = struct{}{}
+	}
+	in.mu.Unlock()
+	if err := in.p.cfg.Store.DeleteOutbox(ctx, refs); err != nil {
+		return 0, err
+	}
+	in.lessen(func() {
+		for _, ref := range refs {
+			delete(in.published, ref)
+		}
+	})
+	return len(rows), nil
+}

@@ -1,0 +1,287 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 2 * time.Second
+	// acknowledgeAfter is how long a quiet lane lets published outbox rows
+	// lie; a busy one removes them with its next batch.
+	acknowledgeAfter = 500 * time.Millisecond
+)
+
+// run writes batches until ctx ends.
+func (l *lane) run(ctx context.Context) {
+	backoff := minBackoff
+	idle := time.NewTimer(acknowledgeAfter)
+	defer idle.Stop()
+	for {
+		batch := l.take(l.p.cfg.BatchLimit)
+		if len(batch) == 0 {
+			idle.Reset(acknowledgeAfter)
+			select {
+			case <-l.wake:
+			case <-idle.C:
+				l.acknowledge(ctx)
+				select {
+				case <-l.wake:
+				case <-ctx.Done():
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		if l.write(ctx, batch, l.p.cfg.BatchLimit) {
+			backoff = minBackoff
+			continue
+		}
+		select {
+		case <-time.After(backoff/2 + rand.N(backoff)):
+			backoff = min(2*backoff, maxBackoff)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// write writes a batch, at most limit entries at a time. It reports false if
+// the store could not be reached or refused for no row's sake; what was not
+// written is put back then.
+func (l *lane) write(ctx context.Context, entries []*entry, limit int) bool {
+	for len(entries) > 0 {
+		part := entries[:min(limit, len(entries))]
+		err := l.attempt(ctx, part)
+		if err == nil {
+			entries = entries[len(part):]
+			continue
+		}
+		fault, isRow := store.RowFault(err)
+		switch {
+		case !isRow:
+			l.putBack(entries, true)
+			if ctx.Err() == nil {
+				l.p.metrics.failedAttempts.Inc()
+				l.p.cfg.Logger.Warn("a batch could not be written; its updates wait and are tried again",
+					"lane", l.index, "instances", len(part), "error", err)
+			}
+			return false
+		case len(part) > 1:
+			// One row of them is to blame: halve until it is alone.
+			if !l.write(ctx, part, (len(part)+1)/2) {
+				l.putBack(entries[len(part):], false)
+				return false
+			}
+		default:
+			if !l.isolate(ctx, part[0], fault) {
+				l.putBack(entries[1:], false)
+				return false
+			}
+		}
+		entries = entries[len(part):]
+	}
+	return true
+}
+
+// isolate deals with an entry that the database refuses for its own sake. If
+// it was folded from several updates, the last alone may be good; else it is
+// put into quarantine and not tried again. It reports false, with the entry
+// put back, if the store could not be reached.
+func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
+	refused := e.inFlight
+	if last, several := refused.LastAlone(); several {
+		e.inFlight = last
+		err := l.attempt(ctx, []*entry{e})
+		if err == nil {
+			l.p.metrics.quarantined.Inc()
+			e.in.log.Error("an update was refused by the database and left out; a later one was written",
+				"instance", refused.ID, "sqlstate", fault.SQLState, "reason", fault.Reason)
+			return true
+		}
+		var isRow bool
+		if fault, isRow = store.RowFault(err); !isRow {
+			e.inFlight = refused
+			l.putBack([]*entry{e}, true)
+			return false
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
+	defer cancel()
+	err := l.p.cfg.Store.Quarantine(ctx, []store.Poison{{
+		Instance: refused.ID,
+		Cluster:  e.in.id.Cluster,
+		Kind:     refused.Kind,
+		Version:  refused.Version,
+		Hash:     refused.Hash,
+		Fault:    fault,
+		At:       time.Now(),
+	}})
+	if err != nil {
+		l.p.cfg.Logger.Warn("an update could not be put into quarantine; it is tried again",
+			"lane", l.index, "instance", refused.ID, "error", err)
+		e.inFlight = refused
+		l.putBack([]*entry{e}, false)
+		return false
+	}
+	l.p.metrics.quarantined.Inc()
+	e.in.log.Error("an update was put into quarantine: the database refuses it for its own sake",
+		"instance", refused.ID, "version", refused.Version, "sqlstate", fault.SQLState, "reason", fault.Reason)
+	e.in.metrics.completedChange(refused, outcomeError)
+	l.release([]*entry{e}, func(_ int, e *entry) memory {
+		return memory{version: refused.Version, hash: refused.Hash}
+	})
+	return true
+}
+
+// attempt writes entries in one commit and, if that succeeds, ends their
+// flight and hands over what is to be published.
+func (l *lane) attempt(ctx context.Context, entries []*entry) error {
+	batch := store.Batch{Lane: l.index, Seq: l.p.seq.Add(1), Entries: make([]store.Entry, 0, len(entries))}
+	fences := make(map[shard.ID]int)
+	live := entries[:0:0]
+	for _, e := range entries {
+		fence, ok := e.fence()
+		if !ok || e.in.isFenced() {
+			continue // dropped with its intake
+		}
+		at, seen := fences[fence.Shard]
+		if !seen {
+			at = len(batch.Fences)
+			fences[fence.Shard] = at
+			batch.Fences = append(batch.Fences, fence)
+		}
+		batch.Entries = append(batch.Entries, store.Entry{Fence: at, Change: e.inFlight})
+		live = append(live, e)
+	}
+	if len(live) == 0 {
+		return nil
+	}
+	acknowledged := l.takeAcknowledged()
+	batch.Published = acknowledged.refs()
+
+	l.turn()
+	begin := time.Now()
+	attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
+	defer cancel()
+	commit, err := l.p.cfg.Store.Apply(attempt, batch)
+	if err != nil {
+		l.returnAcknowledged(acknowledged)
+		return err
+	}
+	l.p.metrics.batch(len(live), time.Since(begin))
+	l.confirm(acknowledged)
+	l.conclude(live, commit)
+	return nil
+}
+
+// conclude deals with the results of a commit.
+func (l *lane) conclude(entries []*entry, commit store.Commit) {
+	refused := make(map[*Intake]struct{})
+	doubted := make(map[*Intake]struct{})
+	intakes := make(map[shard.ID]*Intake)
+	for i, e := range entries {
+		intakes[e.in.id] = e.in
+		if e.doubt {
+			doubted[e.in] = struct{}{}
+		}
+		if commit.Results[i].Outcome == store.Refused {
+			refused[e.in] = struct{}{}
+		} else {
+			l.account(e, commit.Results[i])
+		}
+	}
+	// An attempt that seemed to fail may have left a row in the outbox; it
+	// goes first.
+	for in := range doubted {
+		in.fallBehind()
+	}
+	l.publish(commit.Outbox, intakes)
+	if commit.Lifecycle > 0 && l.p.cfg.Lifecycle != nil {
+		l.p.cfg.Lifecycle()
+	}
+	for in := range refused {
+		in.refuse()
+	}
+	now := time.Now()
+	l.release(entries, func(i int, e *entry) memory {
+		return remembered(commit.Results[i], e, now)
+	})
+}
+
+// remembered gives what is to be remembered of an instance after a commit.
+func remembered(result store.Result, e *entry, now time.Time) memory {
+	change := e.inFlight
+	switch {
+	case result.Outcome == store.Unknown:
+		return memory{until: now.Add(ignorance)}
+	case result.Outcome == store.Foreign:
+		// The same instance may change hands; a look now and then will do.
+		return memory{until: now.Add(ignorance)}
+	case result.Outcome == store.Stale && result.Stored != change.Version:
+		return memory{version: result.Stored}
+	}
+	return memory{version: change.Version, hash: change.Hash}
+}
+
+// account counts and logs the outcome of one entry.
+func (l *lane) account(e *entry, result store.Result) {
+	change, in := e.inFlight, e.in
+	outcome := outcomeSkipped
+	switch result.Outcome {
+	case store.Applied:
+		outcome = outcomeSuccess
+	case store.Stale:
+		if e.doubt && result.Stored == change.Version {
+			outcome = outcomeSuccess // an attempt that seemed to fail has written it
+		} else {
+			l.p.metrics.stale.Inc()
+		}
+	case store.Foreign:
+		in.metrics.foreign.Inc()
+		in.logOdd(slog.LevelWarn, "the cluster speaks of an instance that belongs to another; ignored",
+			"instance", change.ID, "region", result.Region)
+	}
+	in.metrics.known(result.Outcome != store.Unknown, change.Updates)
+	in.metrics.completedChange(change, outcome)
+	if result.Outcome != store.Applied {
+		return
+	}
+	l.p.metrics.applied(result)
+	l.span(change, in)
+	switch {
+	case result.Revived:
+		l.p.metrics.revived.Inc()
+		in.logOdd(slog.LevelError, "an instance that was stopping or stopped is back", "instance", change.ID, "version", change.Version)
+	case result.StoppingIgnored:
+		in.logOdd(slog.LevelWarn, "an instance that is stopped was said to be stopping; it stays stopped", "instance", change.ID)
+	case result.FailedKept:
+		in.logOdd(slog.LevelInfo, "an update without a failure does not clear the failure that is stored", "instance", change.ID)
+	}
+	if prebuild := result.Prebuild; prebuild != nil {
+		switch prebuild.Outcome {
+		case store.PrebuildMissing:
+			in.logOdd(slog.LevelWarn, "no prebuild for a prebuild's instance", "instance", change.ID, "workspace", result.WorkspaceID)
+		case store.PrebuildStale, store.PrebuildOlder:
+			l.p.metrics.stalePrebuilds.Inc()
+		}
+		if prebuild.Completed {
+			l.p.metrics.prebuildsCompleted.WithLabelValues(prebuild.Status).Inc()
+		}
+	}
+}
+
+// isFenced says whether the store has refused the intake's fence.
+func (in *Intake) isFenced() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.wasFenced
+}
