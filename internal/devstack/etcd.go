@@ -14,6 +14,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
+
+	"github.com/trestle-bridge/trestle/internal/devstack/process"
 )
 
 // EtcdConfig sets a private etcd.
@@ -79,7 +81,7 @@ func (e *Etcd) Start(ctx context.Context) error {
 	if e.server != nil {
 		return nil
 	}
-	log, err := openLog(e.logPath)
+	log, err := process.OpenLog(e.logPath)
 	if err != nil {
 		return err
 	}
@@ -102,7 +104,7 @@ func (e *Etcd) Start(ctx context.Context) error {
 		err = fmt.Errorf("wait for the server: %w", context.Cause(ctx))
 	}
 	run.etcd.Close()
-	return errors.Join(fmt.Errorf("%w, its log ends with:\n%s", err, logTail(e.logPath)), log.Close())
+	return errors.Join(fmt.Errorf("%w, its log ends with:\n%s", err, process.LogTail(e.logPath)), log.Close())
 }
 
 func (e *Etcd) embedConfig(log *os.File, served chan<- *grpc.Server) *embed.Config {

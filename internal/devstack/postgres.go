@@ -18,6 +18,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
+
+	"github.com/trestle-bridge/trestle/internal/devstack/process"
 )
 
 // PostgresConfig sets a private PostgreSQL.
@@ -61,7 +63,7 @@ const (
 // Postgres is a private PostgreSQL whose superuser "postgres" needs no password.
 type Postgres struct {
 	bin     postgresBinaries
-	as      *account
+	as      *process.Account
 	home    string // holds the data folder and the socket; belongs to the account
 	data    string
 	logPath string
@@ -69,8 +71,8 @@ type Postgres struct {
 	port    *portReservation // nil after Close
 	address string           // host:port, known for life
 
-	mu   sync.Mutex // guards proc, which other goroutines read while one starts and stops
-	proc *process   // nil while stopped
+	mu   sync.Mutex       // guards proc, which other goroutines read while one starts and stops
+	proc *process.Process // nil while stopped
 }
 
 func startPostgres(ctx context.Context, cfg PostgresConfig, base base, dir *privateDir) (_ *Postgres, err error) {
@@ -86,7 +88,7 @@ func startPostgres(ctx context.Context, cfg PostgresConfig, base base, dir *priv
 		logPath: filepath.Join(dir.path, "postgres.log"),
 		config:  cfg,
 	}
-	if p.as, err = unprivileged(); err != nil {
+	if p.as, err = process.Unprivileged(); err != nil {
 		return nil, err
 	}
 	// The longest socket address that all systems take, with its final zero,
@@ -94,7 +96,7 @@ func startPostgres(ctx context.Context, cfg PostgresConfig, base base, dir *priv
 	if socket := filepath.Join(p.home, ".s.PGSQL.65535"); len(socket) >= 104 {
 		return nil, fmt.Errorf("the path of the socket, %s, is too long: choose a shorter folder (TMPDIR)", socket)
 	}
-	if err := p.as.canEnter(dir.path); err != nil {
+	if err := p.as.CanEnter(dir.path); err != nil {
 		return nil, err
 	}
 	if err := makeHome(p.home, p.as); err != nil {
@@ -128,16 +130,16 @@ const bindAttempts = 5
 // portTaken tells whether a server that failed to start says that its port was
 // in use. The log can name an older attempt too, which costs one attempt more.
 func portTaken(logPath string) bool {
-	return strings.Contains(logTail(logPath), "Address already in use")
+	return strings.Contains(process.LogTail(logPath), "Address already in use")
 }
 
 // makeHome makes a folder that belongs to the account and is closed to others.
-func makeHome(path string, as *account) error {
+func makeHome(path string, as *process.Account) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return fmt.Errorf("make the server's folder: %w", err)
 	}
-	if err := as.own(path); err != nil {
-		return fmt.Errorf("give the server's folder to %s: %w", as.name, err)
+	if err := as.Own(path); err != nil {
+		return fmt.Errorf("give the server's folder to %s: %w", as.Name, err)
 	}
 	return nil
 }
@@ -164,26 +166,26 @@ func (p *Postgres) writeSettings() error {
 func (p *Postgres) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if proc := p.running(); proc != nil && !proc.ended() {
+	if proc := p.running(); proc != nil && !proc.Ended() {
 		return nil
 	}
 	if p.port == nil {
 		return errors.New("start PostgreSQL: it is closed")
 	}
-	log, err := openLog(p.logPath)
+	log, err := process.OpenLog(p.logPath)
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(filepath.Join(p.bin.dir, "postgres"), "-D", p.data)
-	cmd.Dir, cmd.Env = p.home, childEnv(p.home)
+	cmd.Dir, cmd.Env = p.home, process.Env(p.home)
 	cmd.Stdout, cmd.Stderr = log, log
 	// At SIGQUIT PostgreSQL ends its children and frees what it shares with
 	// them; SIGKILL would leave that behind.
-	proc, err := startProcess(cmd, syscall.SIGQUIT, p.as)
+	proc, err := process.Start(cmd, syscall.SIGQUIT, p.as)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return err
 	}
-	err = awaitReady(ctx, proc, p.logPath, func(ctx context.Context) error {
+	err = proc.AwaitReady(ctx, p.logPath, func(ctx context.Context) error {
 		// Through the socket: on the port a stranger could answer.
 		conn, err := pgx.Connect(ctx, p.SocketURL())
 		if err != nil {
@@ -210,7 +212,7 @@ func (p *Postgres) Stop(ctx context.Context) error {
 		return nil
 	}
 	defer p.setRunning(nil)
-	if err := proc.stop(ctx, syscall.SIGINT, p.logPath); err != nil {
+	if err := proc.Stop(ctx, syscall.SIGINT, p.logPath); err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", errors.Join(err, p.kill(proc)))
 	}
 	return nil
@@ -228,12 +230,12 @@ func (p *Postgres) Kill() error {
 	return p.kill(proc)
 }
 
-func (p *Postgres) kill(proc *process) error {
-	if proc.ended() {
+func (p *Postgres) kill(proc *process.Process) error {
+	if proc.Ended() {
 		return nil
 	}
 	segment := p.sharedMemory()
-	if err := killTree(proc); err != nil {
+	if err := proc.Kill(); err != nil {
 		return fmt.Errorf("kill PostgreSQL: %w", err)
 	}
 	if segment >= 0 {
@@ -282,13 +284,13 @@ func (p *Postgres) Close() error {
 	return err
 }
 
-func (p *Postgres) running() *process {
+func (p *Postgres) running() *process.Process {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.proc
 }
 
-func (p *Postgres) setRunning(proc *process) {
+func (p *Postgres) setRunning(proc *process.Process) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.proc = proc
@@ -355,9 +357,9 @@ func (p *Postgres) exec(ctx context.Context, statement string) error {
 
 // PIDs returns all processes of the server, the first one first; none while it
 // is stopped.
-func (p *Postgres) PIDs() ([]int, error) { return p.running().pids() }
+func (p *Postgres) PIDs() ([]int, error) { return p.running().PIDs() }
 
 // CPU returns the processor time that all processes of the server, dead ones
 // included, have used since its last start; 0 while it is stopped. Unit of
 // counting: 10 ms.
-func (p *Postgres) CPU() (time.Duration, error) { return p.running().cpu() }
+func (p *Postgres) CPU() (time.Duration, error) { return p.running().CPU() }

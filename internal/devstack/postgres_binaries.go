@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/trestle-bridge/trestle/internal/devstack/process"
 )
 
 // postgresBinaries is an installation of the server.
@@ -131,7 +133,7 @@ func initdbArgs(data string) []string {
 // makeData makes a fresh data folder below home, which the account can enter.
 // Creating one takes seconds, so the first is kept in base as a template, of
 // which all later ones are copies.
-func makeData(ctx context.Context, bin postgresBinaries, as *account, base base, home string) (string, error) {
+func makeData(ctx context.Context, bin postgresBinaries, as *process.Account, base base, home string) (string, error) {
 	data := filepath.Join(home, "data")
 	key := sha256.Sum256([]byte(strings.Join(append(initdbArgs(""), bin.dir), "\x00")))
 	template := filepath.Join(base.path, "template-"+bin.version+"-"+hex.EncodeToString(key[:4]))
@@ -144,7 +146,7 @@ func makeData(ctx context.Context, bin postgresBinaries, as *account, base base,
 			select {
 			case <-ctx.Done():
 				return "", fmt.Errorf("wait for another process to run initdb: %w", context.Cause(ctx))
-			case <-time.After(pollInterval):
+			case <-time.After(process.PollInterval):
 			}
 			continue
 		}
@@ -165,14 +167,14 @@ func makeData(ctx context.Context, bin postgresBinaries, as *account, base base,
 // makeTemplate is called with the template's lock. initdb works below home,
 // since the account may not write in base, and the result is moved when it is
 // complete.
-func makeTemplate(ctx context.Context, bin postgresBinaries, as *account, home, template string) error {
+func makeTemplate(ctx context.Context, bin postgresBinaries, as *process.Account, home, template string) error {
 	if exists(template) { // another had the lock between our look and our lock
 		return nil
 	}
 	fresh := filepath.Join(home, "template")
 	cmd := exec.Command(filepath.Join(bin.dir, "initdb"), initdbArgs(fresh)...)
-	cmd.Dir, cmd.Env = home, childEnv(home)
-	if err := runToEnd(ctx, cmd, as); err != nil {
+	cmd.Dir, cmd.Env = home, process.Env(home)
+	if err := process.Run(ctx, cmd, as); err != nil {
 		return fmt.Errorf("create a data folder: %w", err)
 	}
 	if err := os.Rename(fresh, template); err != nil {
@@ -188,7 +190,7 @@ func exists(path string) bool {
 
 // copyTree copies folders and regular files with their permissions and gives
 // them to the account.
-func copyTree(ctx context.Context, from, to string, as *account) error {
+func copyTree(ctx context.Context, from, to string, as *process.Account) error {
 	return filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -212,7 +214,7 @@ func copyTree(ctx context.Context, from, to string, as *account) error {
 		if err != nil {
 			return err
 		}
-		return as.own(target)
+		return as.Own(target)
 	})
 }
 

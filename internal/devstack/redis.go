@@ -19,6 +19,8 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/trestle-bridge/trestle/internal/devstack/process"
 )
 
 // RedisConfig sets a private Redis.
@@ -38,15 +40,15 @@ type RedisConfig struct {
 type Redis struct {
 	binary  string // "" if embedded
 	kind    string
-	as      *account
+	as      *process.Account
 	home    string // belongs to the account
 	logPath string
 	config  RedisConfig
 	port    *portReservation // nil after Close
 	address string           // host:port, known for life
 
-	mu       sync.Mutex // guards the rest, which other goroutines read while one starts and stops
-	proc     *process   // nil while stopped or if embedded
+	mu       sync.Mutex       // guards the rest, which other goroutines read while one starts and stops
+	proc     *process.Process // nil while stopped or if embedded
 	embedded *miniredis.Miniredis
 }
 
@@ -62,10 +64,10 @@ func startRedis(ctx context.Context, cfg RedisConfig, base base, dir *privateDir
 		return nil, err
 	}
 	if r.binary != "" {
-		if r.as, err = unprivileged(); err != nil {
+		if r.as, err = process.Unprivileged(); err != nil {
 			return nil, err
 		}
-		if err := r.as.canEnter(dir.path); err != nil {
+		if err := r.as.CanEnter(dir.path); err != nil {
 			return nil, err
 		}
 	}
@@ -128,7 +130,7 @@ func (r *Redis) Start(ctx context.Context) error {
 		return errors.New("start Redis: it is closed")
 	}
 	proc, embedded := r.running()
-	if embedded != nil || proc != nil && !proc.ended() {
+	if embedded != nil || proc != nil && !proc.Ended() {
 		return nil
 	}
 	if r.binary == "" {
@@ -147,7 +149,7 @@ func (r *Redis) Start(ctx context.Context) error {
 	return nil
 }
 
-func (r *Redis) startServer(ctx context.Context) (*process, error) {
+func (r *Redis) startServer(ctx context.Context) (*process.Process, error) {
 	settings := map[string]string{
 		// Nothing on disk: a publish is for those who listen now.
 		"save":       "",
@@ -162,20 +164,20 @@ func (r *Redis) startServer(ctx context.Context) (*process, error) {
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "--"+name, settings[name])
 	}
-	log, err := openLog(r.logPath)
+	log, err := process.OpenLog(r.logPath)
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(r.binary, args...)
-	cmd.Dir, cmd.Env = r.home, childEnv(r.home)
+	cmd.Dir, cmd.Env = r.home, process.Env(r.home)
 	cmd.Stdout, cmd.Stderr = log, log
-	proc, err := startProcess(cmd, syscall.SIGKILL, r.as)
+	proc, err := process.Start(cmd, syscall.SIGKILL, r.as)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return nil, err
 	}
 
 	client := redis.NewClient(&redis.Options{Addr: r.address})
-	err = awaitReady(ctx, proc, r.logPath, func(ctx context.Context) error {
+	err = proc.AwaitReady(ctx, r.logPath, func(ctx context.Context) error {
 		// A bare connection first: the client would try again by itself and
 		// print what it meets.
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.address)
@@ -186,14 +188,14 @@ func (r *Redis) startServer(ctx context.Context) (*process, error) {
 			return err
 		}
 		info, err := client.Info(ctx, "server").Result()
-		if err == nil && !strings.Contains(info, "process_id:"+strconv.Itoa(proc.pid)+"\r\n") {
-			// Ours is about to fail to bind, which awaitReady will see.
+		if err == nil && !strings.Contains(info, "process_id:"+strconv.Itoa(proc.PID)+"\r\n") {
+			// Ours is about to fail to bind, which AwaitReady will see.
 			return errors.New("another server answers on the port")
 		}
 		return err
 	})
 	if err := errors.Join(err, client.Close()); err != nil {
-		return nil, errors.Join(err, killTree(proc))
+		return nil, errors.Join(err, proc.Kill())
 	}
 	return proc, nil
 }
@@ -211,8 +213,8 @@ func (r *Redis) Stop(ctx context.Context) error {
 	if proc == nil {
 		return nil
 	}
-	if err := proc.stop(ctx, syscall.SIGTERM, r.logPath); err != nil {
-		return fmt.Errorf("stop Redis: %w", errors.Join(err, killTree(proc)))
+	if err := proc.Stop(ctx, syscall.SIGTERM, r.logPath); err != nil {
+		return fmt.Errorf("stop Redis: %w", errors.Join(err, proc.Kill()))
 	}
 	return nil
 }
@@ -228,7 +230,7 @@ func (r *Redis) Kill() error {
 	if proc == nil {
 		return nil
 	}
-	if err := killTree(proc); err != nil {
+	if err := proc.Kill(); err != nil {
 		return fmt.Errorf("kill Redis: %w", err)
 	}
 	return nil
@@ -248,13 +250,13 @@ func (r *Redis) Close() error {
 	return err
 }
 
-func (r *Redis) running() (*process, *miniredis.Miniredis) {
+func (r *Redis) running() (*process.Process, *miniredis.Miniredis) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.proc, r.embedded
 }
 
-func (r *Redis) setRunning(proc *process, embedded *miniredis.Miniredis) {
+func (r *Redis) setRunning(proc *process.Process, embedded *miniredis.Miniredis) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.proc, r.embedded = proc, embedded
@@ -273,12 +275,12 @@ func (r *Redis) URL() string { return "redis://" + r.address + "/0" }
 // PIDs returns the processes of the server: none if it is embedded or stopped.
 func (r *Redis) PIDs() ([]int, error) {
 	proc, _ := r.running()
-	return proc.pids()
+	return proc.PIDs()
 }
 
 // CPU returns the processor time that the server has used since its last start;
 // 0 if it is embedded or stopped. Unit of counting: 10 ms.
 func (r *Redis) CPU() (time.Duration, error) {
 	proc, _ := r.running()
-	return proc.cpu()
+	return proc.CPU()
 }

@@ -1,4 +1,4 @@
-package devstack
+package process
 
 import (
 	"bytes"
@@ -101,21 +101,21 @@ func processTree(root int) ([]procStat, error) {
 	return tree, nil
 }
 
-// killTree kills p and all its descendants and waits until they are gone.
+// Kill kills the process and all its descendants and waits until they are gone.
 // PostgreSQL's processes lead sessions of their own, so that a signal to the
 // group would miss them. The root is halted first: a halted one bears no more.
-func killTree(p *process) error {
-	if p.ended() {
+func (p *Process) Kill() error {
+	if p.Ended() {
 		return nil
 	}
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	await(p, func() bool {
-		stat, err := readStat(p.pid)
+		stat, err := readStat(p.PID)
 		return err != nil || stat.state == 'T' || stat.state == 'Z'
 	})
-	tree, err := processTree(p.pid)
+	tree, err := processTree(p.PID)
 	if err != nil {
 		return errors.Join(err, p.signal(syscall.SIGKILL))
 	}
@@ -139,13 +139,13 @@ func killTree(p *process) error {
 
 // await polls, for what the kernel offers no event for. It gives up when p,
 // unless it is nil, has ended, or after ten seconds.
-func await(p *process, holds func() bool) bool {
+func await(p *Process, holds func() bool) bool {
 	const pause = 2 * time.Millisecond
 	for range 10 * time.Second / pause {
 		if holds() {
 			return true
 		}
-		if p != nil && p.ended() {
+		if p != nil && p.Ended() {
 			return false
 		}
 		time.Sleep(pause)

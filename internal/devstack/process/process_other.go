@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package devstack
+package process
 
 import (
 	"errors"
@@ -12,9 +12,9 @@ import (
 // until it notices that its folder is gone, Redis until somebody ends it.
 func setDeathSignal(*syscall.SysProcAttr, syscall.Signal) {}
 
-// killTree lets PostgreSQL end its own children, which it does at once and
+// Kill lets PostgreSQL end its own children, which it does at once and
 // without writing anything; other servers end at the same signal.
-func killTree(p *process) error {
+func (p *Process) Kill() error {
 	if err := p.signal(syscall.SIGQUIT); err != nil {
 		return err
 	}
