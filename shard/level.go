@@ -19,17 +19,24 @@ func (p *planner) level() {
 			return
 		}
 	}
-	var over, under []*seat
-	average := p.total / float64(max(len(p.items), 1))
+	var over, under, empty []*seat
 	for _, s := range p.open {
 		switch fair := p.fair(s); {
 		case s.load > 1.10*fair+s.heaviest:
 			over = append(over, s)
 		// An empty replica is worth a shard even where shards are so heavy that
 		// it is within the usual tolerance.
-		case s.items == 0 || s.load < 0.90*fair-average:
+		case s.items == 0:
+			empty = append(empty, s)
+		// The same for one that got a few orphans before it could be filled. One
+		// that is light though it was levelled is not: where a few shards are very
+		// heavy most replicas are below the mean, and that is as good as it gets.
+		case s.load < 0.90*fair && 2*s.items < p.share(s) && s.Joined.After(p.state.Levelled):
 			under = append(under, s)
 		}
+	}
+	if len(empty) > 0 {
+		under = empty
 	}
 	if len(over) == 0 && len(under) == 0 || p.upgrading() {
 		return
@@ -131,10 +138,15 @@ func (p *planner) above() bool {
 	return slices.ContainsFunc(p.open, func(s *seat) bool { return s.load > p.limit(s) })
 }
 
+// share is how many shards a seat would have if counts were even, rounded up.
+func (p *planner) share(s *seat) int {
+	return int(math.Ceil(float64(len(p.items)) * s.Capacity / p.capacity * (1 - 1e-12)))
+}
+
 func (p *planner) fillWith(under []*seat, give map[*seat][]*item, heavyFirst bool) []step {
 	budget := make(map[*seat]int, len(under))
 	for _, s := range under {
-		budget[s] = int(math.Ceil(float64(len(p.items)) * s.Capacity / p.capacity * (1 - 1e-12)))
+		budget[s] = p.share(s) - s.items
 	}
 	moved := map[*item]bool{}
 	var steps []step
@@ -170,6 +182,11 @@ func (p *planner) fillWith(under []*seat, give map[*seat][]*item, heavyFirst boo
 		bestScore := 0.0
 		for _, to := range under {
 			after := to.load + it.Weight
+			// A shard lighter than what each of the shards left must weigh would
+			// use up the count before the seat is full.
+			if it.Weight*float64(budget[to]) < 0.95*p.fair(to)-to.load {
+				continue
+			}
 			if !hungry(to) || !to.fits(it) || to.sibling(it) || to.ID == it.Avoid ||
 				after/to.Capacity >= donor.relative() || after > p.fair(to) && to.items > 0 {
 				continue

@@ -59,8 +59,8 @@ func (r Record) Fence(id ID) Fence {
 // the direction of doing less: a hand-over that makes no sense is none.
 func (r Record) normalised() Record {
 	r.Epoch, r.Attempt = max(r.Epoch, 0), max(r.Attempt, 0)
-	if r.Next == r.Owner {
-		r.Next = ""
+	if r.Next == r.Owner && r.Next != "" {
+		r.Next, r.Phase = "", PhaseOwned
 	}
 	switch {
 	case r.Phase == PhaseRetired:
