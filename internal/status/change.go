@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -214,16 +215,20 @@ func (c *Change) LastAlone() (*Change, bool) {
 	return &last, true
 }
 
-// String names the change without its content.
-func (c *Change) String() string {
+// String names the change without its content. Like the methods below it is on
+// the value, so that a copy shows no more than what a pointer does.
+func (c Change) String() string {
 	return fmt.Sprintf("change of %s to version %d (%d updates)", c.ID, c.Version, c.Updates)
 }
 
-// GoString is String, so that no verb prints the content.
-func (c *Change) GoString() string { return c.String() }
+// Format is String for every verb.
+func (c Change) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
-// LogValue names the change without its content.
-func (c *Change) LogValue() slog.Value { return slog.StringValue(c.String()) }
+// LogValue is String.
+func (c Change) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// MarshalText is String, also for encoding/json.
+func (c Change) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // effect gives the effect of one status heard at this time.
 func effect(s *wsman.WorkspaceStatus, at time.Time) Effect {

@@ -1,80 +1,125 @@
 package status
 
 import (
+	"strconv"
+
 	"github.com/trestle-bridge/trestle/proto/wsman"
 )
 
 // iso8601 is how a JavaScript client writes a time: UTC, milliseconds.
 const iso8601 = "2006-01-02T15:04:05.000Z07:00"
 
-type port struct {
-	Port       uint32 `json:"port"`
-	Visibility string `json:"visibility"`
-	Protocol   string `json:"protocol"`
-	URL        string `json:"url"`
-}
-
 // document gives the keys of the status document that an update overwrites,
-// whatever they were; phase is not among them, see Effect.
+// whatever they were; phase is not among them, see Effect. It is written by
+// hand, as every update of a replica comes through here.
 func document(s *wsman.WorkspaceStatus) []byte {
 	spec := s.GetSpec()
-	ports := make([]port, 0, len(spec.GetExposedPorts()))
+	size := 128 + len(s.GetMessage()) + len(spec.GetTimeout()) + len(s.GetAuth().GetOwnerToken())
 	for _, p := range spec.GetExposedPorts() {
-		visibility, protocol := "private", "http"
-		if p.GetVisibility() == wsman.PortVisibility_PORT_VISIBILITY_PUBLIC {
-			visibility = "public"
-		}
-		if p.GetProtocol() == wsman.PortProtocol_PORT_PROTOCOL_HTTPS {
-			protocol = "https"
-		}
-		ports = append(ports, port{Port: p.GetPort(), Visibility: visibility, Protocol: protocol, URL: clean(p.GetUrl())})
+		size += 80 + len(p.GetUrl())
 	}
-	return mustMarshal(struct {
-		Version      uint64 `json:"version"`
-		Message      string `json:"message"`
-		ExposedPorts []port `json:"exposedPorts"`
-		Timeout      string `json:"timeout"`
-		OwnerToken   string `json:"ownerToken"`
-	}{
-		Version:      s.GetStatusVersion(),
-		Message:      clean(s.GetMessage()),
-		ExposedPorts: ports,
-		Timeout:      clean(spec.GetTimeout()),
-		OwnerToken:   clean(s.GetAuth().GetOwnerToken()),
-	})
+	b := make([]byte, 0, size)
+	b = append(b, `{"version":`...)
+	b = strconv.AppendUint(b, s.GetStatusVersion(), 10)
+	b = append(b, `,"message":`...)
+	b = appendText(b, s.GetMessage())
+	b = append(b, `,"exposedPorts":[`...)
+	for i, p := range spec.GetExposedPorts() {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendPort(b, p)
+	}
+	b = append(b, `],"timeout":`...)
+	b = appendText(b, spec.GetTimeout())
+	b = append(b, `,"ownerToken":`...)
+	b = appendText(b, s.GetAuth().GetOwnerToken())
+	return append(b, '}')
+}
+
+func appendPort(b []byte, p *wsman.PortSpec) []byte {
+	visibility, protocol := "private", "http"
+	if p.GetVisibility() == wsman.PortVisibility_PORT_VISIBILITY_PUBLIC {
+		visibility = "public"
+	}
+	if p.GetProtocol() == wsman.PortProtocol_PORT_PROTOCOL_HTTPS {
+		protocol = "https"
+	}
+	b = append(b, `{"port":`...)
+	b = strconv.AppendUint(b, uint64(p.GetPort()), 10)
+	b = append(b, `,"visibility":"`...)
+	b = append(b, visibility...)
+	b = append(b, `","protocol":"`...)
+	b = append(b, protocol...)
+	b = append(b, `","url":`...)
+	b = appendText(b, p.GetUrl())
+	return append(b, '}')
 }
 
 // conditions gives the conditions that are set, but for failed.
 func conditions(c *wsman.WorkspaceConditions) []byte {
-	var activity string
-	if at := c.GetFirstUserActivity(); at.IsValid() { // else a year that no column takes
-		activity = at.AsTime().Format(iso8601)
+	b := make([]byte, 0, 160)
+	b = append(b, '{')
+	key := func(name string) {
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = appendText(b, name)
+		b = append(b, ':')
 	}
-	return mustMarshal(struct {
-		Timeout            string `json:"timeout,omitempty"`
-		PullingImages      *bool  `json:"pullingImages,omitempty"`
-		Deployed           *bool  `json:"deployed,omitempty"`
-		FirstUserActivity  string `json:"firstUserActivity,omitempty"`
-		HeadlessTaskFailed string `json:"headlessTaskFailed,omitempty"`
-		StoppedByRequest   *bool  `json:"stoppedByRequest,omitempty"`
-	}{
-		Timeout:            clean(c.GetTimeout()),
-		PullingImages:      conditionBool(c.GetPullingImages()),
-		Deployed:           conditionBool(c.GetDeployed()),
-		FirstUserActivity:  activity,
-		HeadlessTaskFailed: clean(c.GetHeadlessTaskFailed()),
-		StoppedByRequest:   conditionBool(c.GetStoppedByRequest()),
-	})
+	setText := func(name, text string) {
+		if text != "" {
+			key(name)
+			b = appendText(b, text)
+		}
+	}
+	// EMPTY, and what a newer cluster may invent, leave a condition unset.
+	setBool := func(name string, value wsman.WorkspaceConditionBool) {
+		switch value {
+		case wsman.WorkspaceConditionBool_TRUE:
+			key(name)
+			b = append(b, "true"...)
+		case wsman.WorkspaceConditionBool_FALSE:
+			key(name)
+			b = append(b, "false"...)
+		}
+	}
+	setText("timeout", c.GetTimeout())
+	setBool("pullingImages", c.GetPullingImages())
+	setBool("deployed", c.GetDeployed())
+	if at := c.GetFirstUserActivity(); at.IsValid() { // else a year that no column takes
+		key("firstUserActivity")
+		b = append(b, '"')
+		b = at.AsTime().AppendFormat(b, iso8601)
+		b = append(b, '"')
+	}
+	setText("headlessTaskFailed", c.GetHeadlessTaskFailed())
+	setBool("stoppedByRequest", c.GetStoppedByRequest())
+	return append(b, '}')
 }
 
-// conditionBool gives nil for EMPTY, and for what a newer cluster may invent:
-// the condition is unset.
-func conditionBool(c wsman.WorkspaceConditionBool) *bool {
-	switch c {
-	case wsman.WorkspaceConditionBool_TRUE:
-		return new(true)
-	case wsman.WorkspaceConditionBool_FALSE:
-		return new(false)
+// appendText appends a text as JSON. The text is valid UTF-8, as every text of
+// a decoded message is; its NUL characters are replaced, see clean.
+func appendText(b []byte, text string) []byte {
+	const hex = "0123456789abcdef"
+	b = append(b, '"')
+	from := 0
+	for i := range len(text) {
+		c := text[i]
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, text[from:i]...)
+		from = i + 1
+		switch {
+		case c == 0:
+			b = append(b, "\uFFFD"...)
+		case c >= ' ':
+			b = append(b, '\\', c)
+		default:
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&0xf])
+		}
 	}
-	return nil
+	b = append(b, text[from:]...)
+	return append(b, '"')
 }

@@ -1,12 +1,13 @@
 // Package statustest is a model of our rows in plain Go, for tests only: no
 // production code imports it.
 //
-// It writes a Row in two ways that share nothing. InTurn takes one status
-// after the other and does what the rules say of it, without any notion of
-// folding. Apply does with a status.Change what the statements of the store
-// do, so it shows what the comments on status.Effect and status.PrebuildStep
-// promise. Whatever was heard, both must leave the same row; tests of the
-// store compare real rows with either of them.
+// It writes a Row in two ways that share only how a row is kept and which of
+// two instances is newer. InTurn takes one status after the other and does
+// what the rules say of it, without any notion of folding. Apply does with a
+// status.Change what the statements of the store do, so it shows what the
+// comments on status.Effect and status.PrebuildStep promise. Whatever was
+// heard, both must leave the same row; tests of the store compare real rows
+// with either of them.
 package statustest
 
 import (
