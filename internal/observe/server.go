@@ -1,0 +1,160 @@
+package observe
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Check is one thing that must be well. Probe returns nil, or why it is not;
+// it looks at what is known and does not go and ask, so it returns at once.
+// It may be called by several goroutines at once. What it returns is served
+// to whoever reaches the address: no secrets.
+type Check struct {
+	Name  string
+	Probe func() error
+}
+
+// ServerConfig is what a Server needs.
+type ServerConfig struct {
+	Address  string // host:port; port 0 = any that is free
+	Gatherer prometheus.Gatherer
+	Live     []Check // of /healthz: the process does its work
+	Ready    []Check // of /readyz: it may be given more
+	Log      *slog.Logger
+}
+
+// Server serves /metrics, /healthz and /readyz. The health pages answer 200
+// if all their checks are well, else 503, and name each check with what is
+// wrong with it: as text, or as JSON to those who accept it.
+type Server struct {
+	config   ServerConfig
+	listener net.Listener
+}
+
+// The limits of a request. A scrape of many clusters is large, and the
+// network to the scraper may be slow.
+const (
+	readTimeout     = 10 * time.Second
+	writeTimeout    = 30 * time.Second
+	idleTimeout     = 2 * time.Minute
+	maxHeaderBytes  = 16 << 10
+	shutdownTimeout = 5 * time.Second
+	scrapesAtOnce   = 4
+)
+
+// NewServer takes the address, so that one that is in use shows before
+// anything has been started. Run serves it; without Run, Close gives it back.
+func NewServer(config ServerConfig) (*Server, error) {
+	if config.Gatherer == nil || config.Log == nil {
+		return nil, errors.New("the HTTP server needs a gatherer and a log")
+	}
+	listener, err := net.Listen("tcp", config.Address)
+	if err != nil {
+		return nil, fmt.Errorf("serve metrics and health: %w", err)
+	}
+	return &Server{config: config, listener: listener}, nil
+}
+
+// Address is where it listens.
+func (s *Server) Address() string { return s.listener.Addr().String() }
+
+// Close gives back the address of a server that never ran.
+func (s *Server) Close() error { return s.listener.Close() }
+
+// Run serves until ctx ends, gives the requests under way a few seconds, and
+// returns nil; or an error if serving ended by itself. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	server := &http.Server{
+		Handler:           s.handler(),
+		ReadTimeout:       readTimeout,
+		ReadHeaderTimeout: readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1) // so that serving ends even when nobody asks why
+	go func() { served <- server.Serve(s.listener) }()
+
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve metrics and health: %w", err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		server.Close() // whoever is still reading has had the time
+	}
+	<-served
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.config.Gatherer, promhttp.HandlerOpts{
+		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn),
+		// One collector that fails does not hide the others.
+		ErrorHandling:       promhttp.ContinueOnError,
+		MaxRequestsInFlight: scrapesAtOnce,
+		Timeout:             writeTimeout - time.Second,
+	}))
+	mux.Handle("GET /healthz", health(s.config.Live))
+	mux.Handle("GET /readyz", health(s.config.Ready))
+	return mux
+}
+
+type outcome struct {
+	Name   string `json:"name"`
+	Status string `json:"status"`
+	Error  string `json:"error,omitempty"`
+}
+
+func health(checks []Check) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status, code := "ok", http.StatusOK
+		outcomes := make([]outcome, 0, len(checks)) // an empty list in JSON, not null
+		for _, c := range checks {
+			o := outcome{Name: c.Name, Status: "ok"}
+			if err := c.Probe(); err != nil {
+				o.Status, o.Error = "failing", strings.Join(strings.Fields(err.Error()), " ")
+				status, code = "failing", http.StatusServiceUnavailable
+			}
+			outcomes = append(outcomes, o)
+		}
+
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		// A client that is gone is no concern of ours: errors of writing are
+		// not looked at.
+		if strings.Contains(r.Header.Get("Accept"), "application/json") {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(code)
+			json.NewEncoder(w).Encode(struct {
+				Status string    `json:"status"`
+				Checks []outcome `json:"checks"`
+			}{status, outcomes})
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(code)
+		fmt.Fprintln(w, status)
+		for _, o := range outcomes {
+			if o.Error != "" {
+				fmt.Fprintf(w, "%s: %s: %s\n", o.Name, o.Status, o.Error)
+			} else {
+				fmt.Fprintf(w, "%s: %s\n", o.Name, o.Status)
+			}
+		}
+	})
+}
