@@ -154,7 +154,8 @@ func field(raw []byte) (number protowire.Number, kind protowire.Type, from, leng
 
 // Scan reads what tells one status from another out of its encoded form, in
 // one pass and without allocating unless it fails. It fills ID, Version, Hash
-// and Raw. Its errors are *InvalidError.
+// and Raw. Its errors are *InvalidError; if the id is good and something else
+// is not, ID is filled all the same.
 //
 // It agrees with generated decoding on the id and the version of whatever
 // generated decoding accepts: of a scalar that comes twice the last one
@@ -220,13 +221,13 @@ func Scan(raw []byte) (Heard, error) {
 	}
 	switch {
 	case seen&(1<<fieldMetadata) == 0:
-		return Heard{}, invalid(ReasonNoMetadata, "no metadata of %s", h.ID)
+		return Heard{ID: h.ID}, invalid(ReasonNoMetadata, "no metadata of %s", h.ID)
 	case seen&(1<<fieldSpec) == 0:
-		return Heard{}, invalid(ReasonNoSpec, "no spec of %s", h.ID)
+		return Heard{ID: h.ID}, invalid(ReasonNoSpec, "no spec of %s", h.ID)
 	case seen&(1<<fieldConditions) == 0:
-		return Heard{}, invalid(ReasonNoConditions, "no conditions of %s", h.ID)
+		return Heard{ID: h.ID}, invalid(ReasonNoConditions, "no conditions of %s", h.ID)
 	case version > math.MaxInt64:
-		return Heard{}, invalid(ReasonVersion, "version %d of %s is above %d", version, h.ID, int64(math.MaxInt64))
+		return Heard{ID: h.ID}, invalid(ReasonVersion, "version %d of %s is above %d", version, h.ID, int64(math.MaxInt64))
 	}
 	return h, nil
 }
