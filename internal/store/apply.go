@@ -1,0 +1,357 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// Apply writes a batch in one round trip and one commit.
+//
+// An entry whose fence is not held is Refused; the others are written. On an
+// error nothing was written, unless the connection broke before the answer:
+// the same entries may come again, under a new Seq. RowFault says whether it
+// is the fault of an entry.
+//
+// It waits for the locks of others who write the same rows, within the
+// statement timeout.
+func (s *Store) Apply(ctx context.Context, b Batch) (commit Commit, err error) {
+	defer s.metrics.done("apply", time.Now(), &err)
+	if len(b.Entries) == 0 && len(b.Published) == 0 {
+		return Commit{}, nil
+	}
+	in, err := encodeBatch(b, s.installation, s.lifecycle)
+	if err != nil {
+		return Commit{}, err
+	}
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return Commit{}, fmt.Errorf("connect to write %d changes: %w", len(b.Entries), err)
+	}
+	defer conn.Release()
+	results, err := s.execute(ctx, conn, in, len(b.Entries))
+	if err != nil {
+		dropIfOutdated(ctx, conn, err)
+		return Commit{}, fmt.Errorf("write %d changes: %w", len(b.Entries), err)
+	}
+	commit = Commit{Results: results, Outbox: b.told(results)}
+	for _, result := range results {
+		if s.lifecycle && result.Started {
+			commit.Lifecycle++
+		}
+		if s.lifecycle && result.Stopped {
+			commit.Lifecycle++
+		}
+	}
+	return commit, nil
+}
+
+func (s *Store) execute(ctx context.Context, conn *pgxpool.Conn, in input, entries int) ([]Result, error) {
+	st := s.statements[in.parts.index()]
+	prepared, err := conn.Conn().Prepare(ctx, st.name, st.sql)
+	if err != nil {
+		return nil, fmt.Errorf("prepare: %w", err)
+	}
+	formats := []int16{1} // binary, for all
+	reader := conn.Conn().PgConn().ExecStatement(ctx, prepared, in.params, formats, formats)
+	results := make([]Result, entries)
+	var malformed error
+	for reader.NextRow() {
+		if malformed == nil {
+			malformed = readResult(results, fields(reader.Values()), in.parts.Prebuilds)
+		}
+	}
+	// Only the end of the answer says that the commit is made.
+	if _, err := reader.Close(); err != nil {
+		return nil, err
+	}
+	if malformed != nil {
+		return nil, malformed
+	}
+	for i, result := range results {
+		if result.Outcome == 0 {
+			return nil, fmt.Errorf("no outcome came back for change %d of %d", i+1, entries)
+		}
+	}
+	return results, nil
+}
+
+// dropIfOutdated closes a connection whose prepared statements the database no
+// longer has or takes, so that the next attempt prepares them anew.
+func dropIfOutdated(ctx context.Context, conn *pgxpool.Conn, err error) {
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && (refused.Code == "26000" || refused.Code == "0A000") {
+		// The answer to this call is the first error.
+		_ = conn.Conn().Close(ctx)
+	}
+}
+
+// input is a batch as the statement takes it.
+type input struct {
+	parts  applyParts
+	params [][]byte
+}
+
+func encodeBatch(b Batch, installation string, lifecycle bool) (input, error) {
+	order := make([]int, len(b.Entries))
+	for i := range order {
+		order[i] = i
+	}
+	// Locks are taken in this order, so it is the same for everybody.
+	slices.SortFunc(order, func(i, j int) int {
+		return bytes.Compare(b.Entries[i].Change.ID[:], b.Entries[j].Change.ID[:])
+	})
+	for k, i := range order {
+		entry := b.Entries[i]
+		if entry.Fence < 0 || entry.Fence >= len(b.Fences) {
+			return input{}, fmt.Errorf("the change of %s claims fence %d of %d", entry.Change.ID, entry.Fence, len(b.Fences))
+		}
+		if k > 0 && entry.Change.ID == b.Entries[order[k-1]].Change.ID {
+			return input{}, fmt.Errorf("the batch changes %s twice", entry.Change.ID)
+		}
+	}
+
+	fences, position := encodeFences(b.Fences)
+	e := newEntryArrays(len(b.Entries))
+	for _, i := range order {
+		if err := e.add(i, position[b.Entries[i].Fence], b.Entries[i].Change); err != nil {
+			return input{}, err
+		}
+	}
+	e.parts.Lifecycle = lifecycle
+	params := append(fences, e.params()...)
+	params = append(params, spokenConditions(), []byte(installation),
+		binary.BigEndian.AppendUint32(nil, uint32(b.Lane)), binary.BigEndian.AppendUint64(nil, uint64(b.Seq)))
+	params = append(params, encodeRefs(b.Published)...)
+	return input{parts: e.parts, params: append(params, e.partParams()...)}, nil
+}
+
+// encodeFences gives the parameters, and where among them, from 1, each of the
+// fences is. They are in the order of their shards, that of locking.
+func encodeFences(fences []shard.Fence) (params [][]byte, position []int32) {
+	names := make([]string, len(fences))
+	order := make([]int, len(fences))
+	for i, fence := range fences {
+		names[i], order[i] = fence.Shard.String(), i
+	}
+	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(names[i], names[j]) })
+	shards, epochs := newArray(oidText, len(fences), 16), newArray(oidInt8, len(fences), 8)
+	owners, clusters := newArray(oidText, len(fences), 32), newArray(oidText, len(fences), 16)
+	position = make([]int32, len(fences))
+	for k, i := range order {
+		position[i] = int32(k + 1)
+		shards.text(names[i])
+		epochs.int8(int64(fences[i].Epoch))
+		owners.text(fences[i].Owner)
+		clusters.text(fences[i].Shard.Cluster)
+	}
+	return [][]byte{shards.param(), epochs.param(), owners.param(), clusters.param()}, position
+}
+
+func encodeRefs(refs []OutboxRef) [][]byte {
+	owners, lanes := newArray(oidText, len(refs), 32), newArray(oidInt4, len(refs), 4)
+	seqs, shards := newArray(oidInt8, len(refs), 8), newArray(oidText, len(refs), 16)
+	for _, ref := range refs {
+		owners.text(ref.Owner)
+		lanes.int4(int32(ref.Lane))
+		seqs.int8(ref.Seq)
+		shards.text(ref.Shard.String())
+	}
+	return [][]byte{owners.param(), lanes.param(), seqs.param(), shards.param()}
+}
+
+func spokenConditions() []byte {
+	keys := status.SpokenConditions()
+	a := newArray(oidText, len(keys), 16)
+	for _, key := range keys {
+		a.text(key)
+	}
+	return a.param()
+}
+
+// entryArrays are the columns of the changes.
+type entryArrays struct {
+	parts applyParts
+
+	position, fence, id, version, ideURL, document, conditions    array
+	rung, phase, cleared, revived, failed, kept                   array
+	deployedAt, runningAt, stoppingAt, stoppedAt, openAt, laterAt array
+	further, metrics, steps                                       array
+}
+
+func newEntryArrays(n int) *entryArrays {
+	times := func() array { return newArray(oidTimestamptz, n, 8) }
+	return &entryArrays{
+		position: newArray(oidInt4, n, 4), fence: newArray(oidInt4, n, 4), id: newArray(oidUUID, n, 16),
+		version: newArray(oidInt8, n, 8), ideURL: newArray(oidText, n, 64),
+		document: newArray(oidJSONB, n, 512), conditions: newArray(oidJSONB, n, 96),
+		rung: newArray(oidInt8, n, 8), phase: newArray(oidText, n, 12), cleared: newArray(oidBool, n, 1),
+		revived: newArray(oidBool, n, 1), failed: newArray(oidText, n, 8), kept: newArray(oidJSONB, n, 160),
+		deployedAt: times(), runningAt: times(), stoppingAt: times(), stoppedAt: times(), openAt: times(), laterAt: times(),
+		further: newArray(oidJSONB, n, 0), metrics: newArray(oidJSONB, n, 0), steps: newArray(oidJSONB, n, 0),
+	}
+}
+
+func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
+	e.position.int4(int32(position))
+	e.fence.int4(fence)
+	e.id.uuid(c.ID)
+	e.version.int8(toStored(c.Version))
+	e.ideURL.text(c.IDEURL)
+	e.document.jsonb(c.Document)
+	e.conditions.jsonb(c.Conditions)
+
+	rungs := c.Rungs()
+	first := rungs[0]
+	e.rung.int8(toStored(first.Version))
+	e.phase.textOrNull(string(first.Phase))
+	e.cleared.bool(first.Cleared)
+	e.revived.bool(first.Revived)
+	e.failed.textOrNull(first.Failed)
+	e.kept.jsonb(first.Kept())
+	e.deployedAt.time(first.DeployedAt)
+	e.runningAt.time(first.RunningAt)
+	e.stoppingAt.time(first.StoppingAt)
+	e.stoppedAt.time(first.StoppedAt)
+	e.openAt.time(first.OpenStopAt)
+	e.laterAt.time(first.LaterStopAt)
+
+	metrics := first.Metrics.JSON()
+	e.metrics.jsonb(metrics)
+	var further []byte
+	if len(rungs) > 1 {
+		var err error
+		if further, err = encodeRungs(rungs[1:]); err != nil {
+			return fmt.Errorf("encode the change of %s: %w", c.ID, err)
+		}
+	}
+	e.further.jsonb(further)
+	var steps []byte
+	if said := c.PrebuildSteps(); len(said) > 0 {
+		var err error
+		if steps, err = json.Marshal(said); err != nil {
+			return fmt.Errorf("encode the prebuild of %s: %w", c.ID, err)
+		}
+	}
+	e.steps.jsonb(steps)
+
+	e.parts.Folded = e.parts.Folded || further != nil
+	e.parts.Metrics = e.parts.Metrics || metrics != nil
+	e.parts.Prebuilds = e.parts.Prebuilds || steps != nil
+	for _, rung := range rungs {
+		e.parts.Stops = e.parts.Stops || !rung.OpenStopAt.IsZero() || !rung.LaterStopAt.IsZero()
+		e.parts.Metrics = e.parts.Metrics || rung.Metrics != status.Metrics{}
+	}
+	return nil
+}
+
+func (e *entryArrays) params() [][]byte {
+	return [][]byte{
+		e.position.param(), e.fence.param(), e.id.param(), e.version.param(), e.ideURL.param(),
+		e.document.param(), e.conditions.param(),
+		e.rung.param(), e.phase.param(), e.cleared.param(), e.revived.param(), e.failed.param(), e.kept.param(),
+		e.deployedAt.param(), e.runningAt.param(), e.stoppingAt.param(), e.stoppedAt.param(), e.openAt.param(), e.laterAt.param(),
+	}
+}
+
+func (e *entryArrays) partParams() (params [][]byte) {
+	if e.parts.Folded {
+		params = append(params, e.further.param())
+	}
+	if e.parts.Metrics {
+		params = append(params, e.metrics.param())
+	}
+	if e.parts.Prebuilds {
+		params = append(params, e.steps.param())
+	}
+	return params
+}
+
+// rungJSON is a rung beyond the first, as apply.sql reads it.
+type rungJSON struct {
+	Version     uint64          `json:"version"`
+	Phase       status.Phase    `json:"phase,omitempty"`
+	Cleared     bool            `json:"cleared"`
+	Revived     bool            `json:"revived"`
+	Failed      string          `json:"failed,omitempty"`
+	Kept        json.RawMessage `json:"kept,omitempty"`
+	Metrics     json.RawMessage `json:"metrics,omitempty"`
+	DeployedAt  time.Time       `json:"deployed_at,omitzero"`
+	RunningAt   time.Time       `json:"running_at,omitzero"`
+	StoppingAt  time.Time       `json:"stopping_at,omitzero"`
+	StoppedAt   time.Time       `json:"stopped_at,omitzero"`
+	OpenStopAt  time.Time       `json:"open_stop_at,omitzero"`
+	LaterStopAt time.Time       `json:"later_stop_at,omitzero"`
+}
+
+func encodeRungs(rungs []status.Step) ([]byte, error) {
+	out := make([]rungJSON, len(rungs))
+	for i, rung := range rungs {
+		out[i] = rungJSON{
+			Version: rung.Version, Phase: rung.Phase, Cleared: rung.Cleared, Revived: rung.Revived, Failed: rung.Failed,
+			Kept: rung.Kept(), Metrics: rung.Metrics.JSON(),
+			DeployedAt: micros(rung.DeployedAt), RunningAt: micros(rung.RunningAt), StoppingAt: micros(rung.StoppingAt),
+			StoppedAt: micros(rung.StoppedAt), OpenStopAt: micros(rung.OpenStopAt), LaterStopAt: micros(rung.LaterStopAt),
+		}
+	}
+	return json.Marshal(out)
+}
+
+// micros cuts a time to what the database keeps. The database would round it.
+func micros(t time.Time) time.Time { return t.Truncate(time.Microsecond) }
+
+// readResult reads one row of the answer. With prebuilds, a change has a second
+// row if it spoke of one.
+func readResult(results []Result, row fields, prebuilds bool) error {
+	position := int(row.int4())
+	if position < 0 || position >= len(results) {
+		return fmt.Errorf("an outcome came back for change %d of %d", position+1, len(results))
+	}
+	outcome := Outcome(row.int4())
+	if outcome == 0 {
+		results[position].Prebuild = readPrebuild(row)
+		return nil
+	}
+	r := Result{Outcome: outcome, Stored: fromStored(row.int8())}
+	r.OwnerID, r.WorkspaceID, r.Region = row.text(), row.text(), row.text()
+	r.Started, r.Stopped, r.Revived = row.bool(), row.bool(), row.bool()
+	r.FailedKept, r.StoppingIgnored = row.bool(), row.bool()
+	r.CreatedAt, r.StartedAt = row.time(), row.time()
+	if activity := row.text(); activity != "" {
+		at, err := time.Parse(time.RFC3339, activity)
+		r.FirstActivity, r.FirstActivityAt = err == nil, at
+	}
+	r.NeededImageBuild = row.bool()
+	r.Prebuild = results[position].Prebuild
+	results[position] = r
+	return nil
+}
+
+func readPrebuild(row fields) *PrebuildResult {
+	row.int8()
+	row.text()
+	workspace := row.text()
+	row = row[10:]
+	out := &PrebuildResult{Outcome: PrebuildOutcome(row.int4())}
+	out.Prebuild = event.Prebuild{WorkspaceID: workspace, Status: row.text()}
+	if id := row.uuid(); id != (status.InstanceID{}) {
+		out.PrebuildID = id.String()
+	}
+	out.ProjectID, out.OrganizationID = row.text(), row.text()
+	out.Headless = row.text()
+	out.Completed = row.bool()
+	return out
+}

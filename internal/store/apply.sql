@@ -1,0 +1,480 @@
+{{- /*
+One batch of changes, written in one statement and so in one commit.
+
+The template is executed once for each combination of parts that a batch can
+need; a part that no change of the batch needs costs nothing:
+
+  Folded     a change has several rungs
+  Stops      a change can stop its instance
+  Metrics    a change brings metrics
+  Prebuilds  a change speaks of a prebuild
+  Lifecycle  events for analytics are recorded
+
+Two rules for whoever changes it:
+
+- Two sets of hundreds of rows are never joined to each other: the planner
+  knows the size of neither, and a nested loop over both is quadratic. A set is
+  joined to a table by key only, in a LATERAL subquery that cannot be merged
+  with its surroundings (it locks, or has a LIMIT), so that there is one way to
+  run it; or the set carries along what is needed later.
+- Every value that is written comes from the row as it was locked, never from
+  the row as the statement's snapshot saw it: others write these rows too.
+
+Outcomes are numbered as the Go type Outcome is.
+*/ -}}
+WITH
+
+-- Which claims hold: for each the name of its cluster, null if refused. The
+-- lock is held until the commit and keeps a new epoch from beginning before
+-- it; an epoch that began while we waited is seen, since the condition is
+-- checked again on the row that was waited for. Locked in the order given.
+fence AS MATERIALIZED (
+    SELECT array_agg(CASE WHEN held.epoch IS NOT NULL THEN claim.cluster END ORDER BY claim.ordinal) AS clusters
+    FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
+        WITH ORDINALITY AS claim (shard, epoch, owner, cluster, ordinal)
+    LEFT JOIN LATERAL (
+        SELECT f.epoch
+        FROM trestle_fence f
+        WHERE f.shard = claim.shard AND f.epoch = claim.epoch AND f.owner = claim.owner
+        FOR SHARE
+    ) held ON true
+),
+
+-- The rows, locked in the order given, which is that of their ids.
+locked AS MATERIALIZED (
+    SELECT
+        e.position, e.fence, e.cluster, e.id, e.version, e.ide_url, e.document, e.conditions,
+        e.rung, e.phase, e.cleared, e.revived, e.failed, e.kept,
+        e.deployed_at, e.running_at, e.stopping_at, e.stopped_at, e.open_stop_at, e.later_stop_at,
+        {{if .Folded}}e.further,{{end}}
+        {{if .Metrics}}e.metrics,{{end}}
+        {{if .Prebuilds}}e.steps,{{end}}
+        i.workspace_id, coalesce(i.region, '') AS region, i.creation_time AS old_creation,
+        i.deployed_time AS old_deployed, i.started_time AS old_started,
+        i.stopping_time AS old_stopping, i.stopped_time AS old_stopped,
+        i.ide_url AS old_ide_url, i.phase AS old_phase, i.status_version AS old_version,
+        -- A swept row counts as one version older than it is: what it held,
+        -- heard again, revives it.
+        i.status_version - (i.swept AND i.status_version > 0)::int AS floor,
+        i.status AS old_status,
+        w.owner_id
+    FROM (
+        SELECT u.*, (SELECT clusters FROM fence)[u.fence] AS cluster
+        FROM unnest(
+            $5::int[], $6::int[], $7::uuid[], $8::bigint[], $9::text[], $10::jsonb[], $11::jsonb[],
+            $12::bigint[], $13::text[], $14::bool[], $15::bool[], $16::text[], $17::jsonb[],
+            $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::timestamptz[], $23::timestamptz[]
+            {{if .Folded}}, {{.FurtherArg}}::jsonb[]{{end}}
+            {{if .Metrics}}, {{.MetricsArg}}::jsonb[]{{end}}
+            {{if .Prebuilds}}, {{.StepsArg}}::jsonb[]{{end}}
+        ) AS u (
+            position, fence, id, version, ide_url, document, conditions,
+            rung, phase, cleared, revived, failed, kept,
+            deployed_at, running_at, stopping_at, stopped_at, open_stop_at, later_stop_at
+            {{if .Folded}}, further{{end}}
+            {{if .Metrics}}, metrics{{end}}
+            {{if .Prebuilds}}, steps{{end}}
+        )
+        OFFSET 0
+    ) e
+    LEFT JOIN LATERAL (
+        SELECT i.workspace_id, i.region, i.creation_time, i.deployed_time, i.started_time, i.stopping_time,
+            i.stopped_time, i.ide_url, i.phase, i.status_version, i.swept, i.status
+        FROM workspace_instance i
+        WHERE i.id = e.id AND e.cluster IS NOT NULL
+        FOR NO KEY UPDATE
+    ) i ON true
+    LEFT JOIN LATERAL (
+        SELECT w.owner_id
+        FROM workspace w
+        WHERE w.id = i.workspace_id
+        LIMIT 1
+    ) w ON true
+),
+
+-- What becomes of each row, every new value with it.
+judged AS MATERIALIZED (
+    SELECT
+        n.position, n.fence, n.id, n.version, n.ide_url,
+        CASE
+            -- Unversioned, and nothing differs. Versioned changes differ in
+            -- their version at least.
+            WHEN n.outcome = 1 AND n.version = 0 AND n.status = n.old_status AND n.phase = n.old_phase
+                AND n.ide_url IS NOT DISTINCT FROM n.old_ide_url
+                AND (n.deployed, n.started, n.stopping, n.stopped)
+                    IS NOT DISTINCT FROM (n.old_deployed, n.old_started, n.old_stopping, n.old_stopped)
+            THEN 2
+            ELSE n.outcome
+        END AS outcome,
+        n.floor, n.old_version, n.workspace_id, n.owner_id, n.region, n.creation, n.phase,
+        n.deployed, n.started, n.stopping, n.stopped, n.status,
+        n.outcome = 1 AND n.running_at IS NOT NULL AND n.old_started IS NULL AS starts,
+        n.stop_at,
+        n.outcome = 1 AND (n.revived OR n.cleared AND (n.old_stopping IS NOT NULL OR n.old_stopped IS NOT NULL)) AS revives,
+        n.outcome = 1 AND n.failed IS NULL AND n.old_conditions ? 'failed' AS keeps_failed,
+        -- STOPPING on a row that is stopped: only a STOPPED has a stopped_at.
+        n.outcome = 1 AND n.old_phase = 'stopped' AND NOT n.cleared
+            AND n.stopping_at IS NOT NULL AND n.stopped_at IS NULL AS ignores_stopping,
+        CASE WHEN n.outcome = 1 AND NOT n.old_conditions ? 'firstUserActivity'
+            THEN n.conditions ->> 'firstUserActivity' END AS first_activity,
+        coalesce(n.old_conditions ->> 'neededImageBuild' = 'true', false) AS built_image
+        {{if .Metrics}}, n.metrics{{end}}
+        {{if .Prebuilds}}, n.steps{{end}}
+    FROM (
+        SELECT
+            r.position, r.fence, r.id, r.version, r.ide_url, r.outcome, r.floor, r.conditions,
+            r.workspace_id, r.owner_id, r.region, r.old_creation AS creation,
+            r.old_version, r.old_deployed, r.old_started, r.old_stopping, r.old_stopped, r.old_ide_url, r.old_phase,
+            r.old_status, r.old_conditions,
+            r.cleared, r.revived, r.failed, r.running_at, r.stopping_at, r.stopped_at,
+            r.new_phase AS phase,
+            coalesce(r.old_deployed, r.deployed_at) AS deployed,
+            coalesce(r.old_started, r.running_at) AS started,
+            CASE
+                WHEN r.cleared THEN r.stopping_at
+                WHEN r.old_phase = 'stopped' THEN coalesce(r.old_stopping, r.stopped_at)
+                ELSE coalesce(r.old_stopping, r.stopping_at)
+            END AS stopping,
+            CASE WHEN r.cleared THEN r.stopped_at ELSE coalesce(r.old_stopped, r.stopped_at) END AS stopped,
+            -- When the stop actions are due, if they are.
+            CASE WHEN r.outcome = 1 THEN
+                coalesce(CASE WHEN r.old_stopped IS NULL THEN r.open_stop_at END, r.later_stop_at)
+            END AS stop_at,
+            -- Keys that nobody speaks of survive: what is new is laid over
+            -- what is there. Of some the first value is kept; in the common
+            -- case the row has them all, which is cheap to see.
+            CASE WHEN r.outcome = 1 THEN
+                CASE
+                    WHEN r.kept IS NULL OR r.old_status @> r.kept THEN r.old_status
+                    ELSE trestle_fill(r.old_status, r.kept)
+                END
+                || (r.document || jsonb_build_object(
+                    'phase', r.new_phase,
+                    'conditions', (r.old_conditions - $24::text[]) || r.conditions
+                        || CASE WHEN r.failed IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('failed', r.failed) END
+                ))
+            END AS status
+            {{if .Metrics}}, r.metrics{{end}}
+            {{if .Prebuilds}}, r.steps{{end}}
+        FROM (
+            SELECT
+                c.position, c.fence, c.id, c.version, c.ide_url, c.document, c.conditions,
+                c.workspace_id, coalesce(c.owner_id, '') AS owner_id, c.region, c.floor,
+                c.old_creation, c.old_version, c.old_deployed, c.old_started, c.old_stopping, c.old_stopped, c.old_ide_url, c.old_phase,
+                -- Others write the document too; what is no object is none.
+                CASE WHEN jsonb_typeof(c.old_status) = 'object' THEN c.old_status ELSE '{}' END AS old_status,
+                CASE WHEN jsonb_typeof(c.old_status -> 'conditions') = 'object' THEN c.old_status -> 'conditions' ELSE '{}' END AS old_conditions,
+                CASE
+                    WHEN c.cluster IS NULL THEN 6
+                    WHEN c.workspace_id IS NULL THEN 4
+                    WHEN c.region NOT IN (c.cluster, '', $25::text) THEN 5
+                    WHEN NOT c.counts THEN 3
+                    ELSE 1
+                END AS outcome,
+                CASE
+                    WHEN c.phase IS NULL OR c.old_phase = 'stopped' AND NOT c.cleared THEN c.old_phase
+                    ELSE c.phase
+                END AS new_phase,
+                c.cleared, c.revived, c.failed, c.kept,
+                c.deployed_at, c.running_at, c.stopping_at, c.stopped_at, c.open_stop_at, c.later_stop_at
+                {{if .Metrics}}, c.metrics{{end}}
+                {{if .Prebuilds}}, c.steps{{end}}
+            FROM (
+            {{- if .Folded}}
+                -- The first rung above the stored version has the effect. It
+                -- nearly always is the first of all, which comes in columns.
+                SELECT
+                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.document, l.conditions,
+                    l.workspace_id, l.owner_id, l.region, l.floor,
+                    l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
+                    l.old_ide_url, l.old_phase, l.old_status,
+                    l.first OR f.version IS NOT NULL AS counts,
+                    CASE WHEN l.first THEN l.phase ELSE f.phase END AS phase,
+                    CASE WHEN l.first THEN l.cleared ELSE f.cleared END AS cleared,
+                    CASE WHEN l.first THEN l.revived ELSE f.revived END AS revived,
+                    CASE WHEN l.first THEN l.failed ELSE f.failed END AS failed,
+                    CASE WHEN l.first THEN l.kept ELSE f.kept END AS kept,
+                    CASE WHEN l.first THEN l.deployed_at ELSE f.deployed_at END AS deployed_at,
+                    CASE WHEN l.first THEN l.running_at ELSE f.running_at END AS running_at,
+                    CASE WHEN l.first THEN l.stopping_at ELSE f.stopping_at END AS stopping_at,
+                    CASE WHEN l.first THEN l.stopped_at ELSE f.stopped_at END AS stopped_at,
+                    CASE WHEN l.first THEN l.open_stop_at ELSE f.open_stop_at END AS open_stop_at,
+                    CASE WHEN l.first THEN l.later_stop_at ELSE f.later_stop_at END AS later_stop_at
+                    {{if .Metrics}}, CASE WHEN l.first THEN l.metrics ELSE f.metrics END AS metrics{{end}}
+                    {{if .Prebuilds}}, l.steps{{end}}
+                FROM (
+                    SELECT locked.*, CASE WHEN rung = 0 THEN floor = 0 ELSE rung > floor END AS first
+                    FROM locked
+                    OFFSET 0
+                ) l
+                LEFT JOIN LATERAL (
+                    SELECT s.version, s.phase, s.cleared, s.revived, s.failed, s.kept, s.metrics,
+                        s.deployed_at, s.running_at, s.stopping_at, s.stopped_at, s.open_stop_at, s.later_stop_at
+                    FROM jsonb_to_recordset(l.further) AS s (
+                        version bigint, phase text, cleared bool, revived bool, failed text, kept jsonb, metrics jsonb,
+                        deployed_at timestamptz, running_at timestamptz, stopping_at timestamptz,
+                        stopped_at timestamptz, open_stop_at timestamptz, later_stop_at timestamptz
+                    )
+                    WHERE NOT l.first AND s.version > l.floor
+                    ORDER BY s.version
+                    LIMIT 1
+                ) f ON true
+            {{- else}}
+                SELECT
+                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.document, l.conditions,
+                    l.workspace_id, l.owner_id, l.region, l.floor,
+                    l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
+                    l.old_ide_url, l.old_phase, l.old_status,
+                    CASE WHEN l.rung = 0 THEN l.floor = 0 ELSE l.rung > l.floor END AS counts,
+                    l.phase, l.cleared, l.revived, l.failed, l.kept,
+                    l.deployed_at, l.running_at, l.stopping_at, l.stopped_at, l.open_stop_at, l.later_stop_at
+                    {{if .Metrics}}, l.metrics{{end}}
+                    {{if .Prebuilds}}, l.steps{{end}}
+                FROM locked l
+            {{- end}}
+            ) c
+            OFFSET 0
+        ) r
+        OFFSET 0
+    ) n
+),
+
+-- The planner must never start from the table here. It does not, since it
+-- takes an equality with a constant for very selective.
+written AS (
+    UPDATE workspace_instance i
+    SET status_version = j.version, swept = false, phase = j.phase, ide_url = j.ide_url,
+        deployed_time = j.deployed, started_time = j.started, stopping_time = j.stopping, stopped_time = j.stopped,
+        status = j.status
+    FROM judged j
+    WHERE i.id = j.id AND j.outcome = 1
+),
+
+{{- if .Metrics}}
+
+-- Only what says something new is written. (Containment takes a shorter array
+-- for a part of a longer one; there are no arrays in what we are told.)
+measured AS (
+    INSERT INTO workspace_instance_metrics AS m (instance_id, metrics)
+    SELECT j.id, j.metrics
+    FROM judged j
+    LEFT JOIN LATERAL (
+        SELECT k.metrics
+        FROM workspace_instance_metrics k
+        WHERE k.instance_id = j.id
+        LIMIT 1
+    ) known ON true
+    WHERE j.outcome IN (1, 2) AND j.metrics IS NOT NULL AND (known.metrics @> j.metrics) IS NOT TRUE
+    ON CONFLICT (instance_id) DO UPDATE SET metrics = trestle_merge(m.metrics, excluded.metrics)
+),
+{{- end}}
+
+{{- if .Stops}}
+
+-- The tokens of an instance that has stopped. A range of names, for an index
+-- to find: '.' follows '-' in byte order.
+revoked AS (
+    DELETE FROM gitpod_token t
+    USING judged j
+    CROSS JOIN LATERAL (
+        SELECT k.token_hash
+        FROM gitpod_token k
+        WHERE k.user_id = j.owner_id
+            AND k.name COLLATE "C" >= j.id::text || '-' AND k.name COLLATE "C" < j.id::text || '.'
+        ORDER BY k.name COLLATE "C"
+        OFFSET 0
+    ) found
+    WHERE t.token_hash = found.token_hash AND j.outcome = 1 AND j.stop_at IS NOT NULL
+),
+{{- end}}
+
+{{- if .Prebuilds}}
+
+-- What is said of prebuilds. Of two instances of one workspace the newer has
+-- the word.
+spoken AS MATERIALIZED (
+    SELECT
+        j.position, j.fence, j.id, j.creation, j.floor, j.workspace_id, j.steps, named.prebuild_id,
+        row_number() OVER (PARTITION BY named.prebuild_id ORDER BY j.creation DESC, j.id DESC) AS rank
+    FROM judged j
+    LEFT JOIN LATERAL (
+        SELECT p.id AS prebuild_id
+        FROM prebuilt_workspace p
+        WHERE p.build_workspace_id = j.workspace_id
+        ORDER BY p.creation_time DESC, p.id DESC
+        LIMIT 1
+    ) named ON true
+    WHERE j.outcome IN (1, 2) AND j.steps IS NOT NULL
+),
+
+-- Their rows, locked in the order of their ids.
+prebuild AS MATERIALIZED (
+    SELECT
+        s.position, s.fence, s.id, s.creation, s.floor, s.workspace_id, s.steps, s.prebuild_id,
+        p.project_id, p.organization_id, p.state, p.status_version, p.error, p.snapshot,
+        -- The instance that the prebuild's version speaks of: a newer one
+        -- than this (nothing we say counts), this one (its versions compare,
+        -- its end binds), or an older one or none (everything counts).
+        p.instance_id <> s.id AND (coalesce(p.instance_created, '-infinity'), p.instance_id) > (s.creation, s.id) AS newer_speaks,
+        CASE WHEN p.instance_id IS NULL THEN p.status_version > 0 ELSE p.instance_id = s.id END AS bound
+    FROM (
+        SELECT position, fence, id, creation, floor, workspace_id, steps, prebuild_id
+        FROM spoken
+        WHERE rank = 1 AND prebuild_id IS NOT NULL
+        ORDER BY prebuild_id
+    ) s
+    CROSS JOIN LATERAL (
+        SELECT p.project_id, p.organization_id, p.state, p.status_version, p.error, p.snapshot, p.instance_id, p.instance_created
+        FROM prebuilt_workspace p
+        WHERE p.id = s.prebuild_id
+        FOR NO KEY UPDATE
+    ) p
+),
+
+decided AS MATERIALIZED (
+    SELECT
+        p.position, p.fence, p.id, p.creation, p.workspace_id, p.prebuild_id,
+        coalesce(p.project_id, '') AS project_id, coalesce(p.organization_id, '') AS organization_id,
+        end_state.state,
+        coalesce(last_word.error, p.error) AS error,
+        coalesce(last_word.snapshot, p.snapshot) AS snapshot,
+        last_word.headless,
+        counting.version,
+        CASE
+            WHEN p.newer_speaks THEN 5
+            WHEN counting.version IS NULL THEN 3
+            WHEN end_state.state = p.state
+                AND coalesce(last_word.error, p.error, '') = coalesce(p.error, '')
+                AND coalesce(last_word.snapshot, p.snapshot, '') = coalesce(p.snapshot, '')
+            THEN 2
+            ELSE 1
+        END AS outcome,
+        end_state.state <> p.state AND end_state.state IN ('available', 'timeout', 'aborted', 'failed') AS completes
+    FROM prebuild p
+    -- The steps that count, in their order.
+    CROSS JOIN LATERAL (
+        SELECT
+            max(s.version) AS version,
+            (array_agg(s.state ORDER BY s.ordinal) FILTER (WHERE s.state IN ('available', 'timeout', 'aborted', 'failed')))[1] AS first_end,
+            (array_agg(s.state ORDER BY s.ordinal DESC))[1] AS last_state
+        FROM ROWS FROM (jsonb_to_recordset(p.steps) AS (version bigint, state text)) WITH ORDINALITY AS s (version, state, ordinal)
+        WHERE (s.version > p.floor OR s.version = 0 AND p.floor = 0)
+            AND (NOT p.bound OR p.status_version = 0 OR s.version > p.status_version)
+    ) counting
+    -- An end is final: the one that the row has reached, or the first of ours.
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN p.bound AND p.state IN ('available', 'timeout', 'aborted', 'failed') THEN p.state
+            ELSE coalesce(counting.first_end, counting.last_state, p.state)
+        END AS state
+        OFFSET 0
+    ) end_state
+    LEFT JOIN LATERAL (
+        SELECT s.error, s.snapshot, s.headless
+        FROM ROWS FROM (jsonb_to_recordset(p.steps) AS (version bigint, state text, error text, snapshot text, headless text))
+            WITH ORDINALITY AS s (version, state, error, snapshot, headless, ordinal)
+        WHERE s.state = end_state.state AND NOT coalesce(p.newer_speaks, false)
+            AND (s.version > p.floor OR s.version = 0 AND p.floor = 0)
+            AND (NOT p.bound OR p.status_version = 0 OR s.version > p.status_version)
+        ORDER BY s.ordinal DESC
+        LIMIT 1
+    ) last_word ON true
+),
+
+prebuild_-- The planner must never start from the table here. It does not, since it
+-- takes an equality with a constant for very selective.
+written AS (
+    UPDATE prebuilt_workspace p
+    SET state = d.state, error = d.error, snapshot = d.snapshot,
+        status_version = d.version, instance_id = d.id, instance_created = d.creation
+    FROM decided d
+    WHERE p.id = d.prebuild_id AND d.outcome IN (1, 2)
+),
+{{- end}}
+
+{{- if .Lifecycle}}
+
+lifecycle AS (
+    INSERT INTO trestle_lifecycle (event)
+    SELECT jsonb_build_object(
+        'event', 'workspace_running', 'messageId', 'bridge-wsrun-' || j.id, 'userId', j.owner_id,
+        'timestamp', j.started,
+        'properties', jsonb_build_object('instanceId', j.id, 'workspaceId', j.workspace_id))
+    FROM judged j
+    WHERE j.starts
+    UNION ALL
+    SELECT jsonb_build_object(
+        'event', 'workspace_stopped', 'messageId', 'bridge-wsstopped-' || j.id, 'userId', j.owner_id,
+        'timestamp', j.stop_at,
+        'properties', jsonb_build_object('instanceId', j.id, 'workspaceId', j.workspace_id,
+            'stoppingTime', coalesce(j.stopping, j.stop_at),
+            'conditions', j.status -> 'conditions', 'timeout', j.status -> 'timeout'))
+    FROM judged j
+    WHERE j.stop_at IS NOT NULL
+),
+{{- end}}
+
+-- What there is to tell, one row for each shard.
+told AS (
+    INSERT INTO trestle_outbox (shard, epoch, owner, lane, seq, payload)
+    SELECT ($1::text[])[n.fence], ($2::bigint[])[n.fence], ($3::text[])[n.fence], $26::int, $27::bigint,
+        {{- if .Prebuilds}}
+        json_strip_nulls(json_build_object(
+            'instances', json_agg(n.instance ORDER BY n.position) FILTER (WHERE n.instance IS NOT NULL),
+            'prebuilds', json_agg(n.prebuild ORDER BY n.position) FILTER (WHERE n.prebuild IS NOT NULL),
+            'headless', json_agg(n.headless ORDER BY n.position) FILTER (WHERE n.headless IS NOT NULL)))
+        {{- else}}
+        json_build_object('instances', json_agg(n.instance ORDER BY n.position))
+        {{- end}}
+    FROM (
+        SELECT j.fence, j.position,
+            json_build_object('ownerID', j.owner_id, 'instanceID', j.id, 'workspaceID', j.workspace_id) AS instance
+            {{if .Prebuilds}}, NULL::json AS prebuild, NULL::json AS headless{{end}}
+        FROM judged j
+        WHERE j.outcome = 1
+        {{- if .Prebuilds}}
+        UNION ALL
+        SELECT d.fence, d.position, NULL,
+            json_build_object('status', d.state, 'prebuildID', d.prebuild_id, 'workspaceID', d.workspace_id,
+                'projectID', d.project_id, 'organizationID', nullif(d.organization_id, '')),
+            json_build_object('type', d.headless, 'workspaceID', d.workspace_id)
+        FROM decided d
+        WHERE d.outcome = 1
+        {{- end}}
+    ) n
+    GROUP BY n.fence
+),
+
+-- What has been published since the last batch.
+published AS (
+    DELETE FROM trestle_outbox o
+    USING unnest($28::text[], $29::int[], $30::bigint[], $31::text[]) AS p (owner, lane, seq, shard)
+    CROSS JOIN LATERAL (
+        SELECT k.ctid AS place
+        FROM trestle_outbox k
+        WHERE k.owner = p.owner AND k.lane = p.lane AND k.seq = p.seq AND k.shard = p.shard
+        LIMIT 1
+    ) found
+    WHERE o.ctid = found.place
+)
+
+SELECT j.position, j.outcome, CASE WHEN j.outcome = 1 THEN j.version ELSE j.old_version END AS stored,
+    j.owner_id, j.workspace_id, j.region,
+    j.starts, j.stop_at IS NOT NULL AS stops, j.revives, j.keeps_failed, j.ignores_stopping,
+    j.creation, j.started, j.first_activity, j.built_image
+    {{if .Prebuilds}}
+    , NULL::int AS prebuild_outcome, NULL::text AS state, NULL::uuid AS prebuild_id,
+    NULL::text AS project_id, NULL::text AS organization_id, NULL::text AS headless, NULL::bool AS completes
+    {{end}}
+FROM judged j
+{{- if .Prebuilds}}
+UNION ALL
+SELECT d.position, NULL, NULL, NULL, d.workspace_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    d.outcome, d.state, d.prebuild_id, d.project_id, d.organization_id, d.headless, d.completes
+FROM decided d
+UNION ALL
+SELECT s.position, NULL, NULL, NULL, s.workspace_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    CASE WHEN s.prebuild_id IS NULL THEN 4 ELSE 5 END, NULL, s.prebuild_id, NULL, NULL, NULL, NULL
+FROM spoken s
+WHERE s.prebuild_id IS NULL OR s.rank > 1
+{{- end}}

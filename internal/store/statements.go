@@ -1,0 +1,73 @@
+package store
+
+import (
+	_ "embed" // apply.sql
+	"fmt"
+	"strconv"
+	"strings"
+	"text/template"
+)
+
+//go:embed apply.sql
+var applySQL string
+
+// applyParts are the parts of the statement that a batch needs; see apply.sql.
+type applyParts struct {
+	Folded, Stops, Metrics, Prebuilds, Lifecycle bool
+}
+
+const applyVariants = 1 << 5
+
+func (p applyParts) index() (i int) {
+	for bit, set := range []bool{p.Folded, p.Stops, p.Metrics, p.Prebuilds, p.Lifecycle} {
+		if set {
+			i |= 1 << bit
+		}
+	}
+	return i
+}
+
+func partsOf(index int) applyParts {
+	bit := func(i int) bool { return index>>i&1 == 1 }
+	return applyParts{Folded: bit(0), Stops: bit(1), Metrics: bit(2), Prebuilds: bit(3), Lifecycle: bit(4)}
+}
+
+// statement is one variant of the statement, under the name by which the
+// connections have it prepared.
+type statement struct{ name, sql string }
+
+type applyStatements [applyVariants]statement
+
+// The parameters that every variant has; those of the parts follow.
+const applyParameters = 31
+
+func newApplyStatements() (*applyStatements, error) {
+	text, err := template.New("apply.sql").Parse(applySQL)
+	if err != nil {
+		return nil, fmt.Errorf("parse the statement of a batch: %w", err)
+	}
+	var all applyStatements
+	for i := range all {
+		parts := partsOf(i)
+		data := struct {
+			applyParts
+			FurtherArg, MetricsArg, StepsArg string
+		}{applyParts: parts}
+		arg := applyParameters
+		for _, of := range []struct {
+			needed bool
+			name   *string
+		}{{parts.Folded, &data.FurtherArg}, {parts.Metrics, &data.MetricsArg}, {parts.Prebuilds, &data.StepsArg}} {
+			if of.needed {
+				arg++
+				*of.name = "$" + strconv.Itoa(arg)
+			}
+		}
+		var sql strings.Builder
+		if err := text.Execute(&sql, data); err != nil {
+			return nil, fmt.Errorf("compose the statement of a batch: %w", err)
+		}
+		all[i] = statement{name: "trestle_apply_" + strconv.Itoa(i), sql: sql.String()}
+	}
+	return &all, nil
+}
