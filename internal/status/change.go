@@ -23,10 +23,10 @@ const (
 	KindImageBuild Kind = "imagebuild"
 )
 
-// maxSteps bounds what a waiting change holds of its past. Beyond it the two
-// oldest steps become one that carries the later version; the outcome differs
-// only for a row whose stored version lies between the two and that was
-// written by somebody who had not heard the first.
+// maxSteps bounds what a waiting change holds of its past. Beyond it two old
+// steps become one that carries the later version; the outcome differs only
+// for a row whose stored version lies between the two and that was written by
+// somebody who had not heard the first.
 const maxSteps = 32
 
 // Rules are the settings that decide what an update means.
@@ -198,7 +198,8 @@ func (c *Change) Rungs() []Step {
 func (c *Change) PrebuildSteps() []PrebuildStep { return c.prebuild }
 
 // LastAlone gives the change that the last of the folded updates makes by
-// itself, and false if there is only one.
+// itself, and false if there is only one, or none that has a version: those
+// are not told apart.
 func (c *Change) LastAlone() (*Change, bool) {
 	if len(c.steps) == 1 {
 		return nil, false

@@ -230,8 +230,9 @@ func TestLastAlone(t *testing.T) {
 	}
 }
 
-// FuzzFold reads statuses and their versions out of bytes: eight seed a
-// status, one is what its version adds to the one before.
+// FuzzFold reads a history's versions out of bytes, one a status: 0 is
+// unversioned, the others add to the version before or, from 0x80 on, take
+// from it. The seed draws the rest.
 func FuzzFold(f *testing.F) {
 	f.Add([]byte{}, uint64(1), false)
 	f.Add([]byte("\x01\x02\x03\x04\x01\x02"), uint64(2), true)

@@ -271,6 +271,9 @@ func TestLongHistoryKeepsTheEnd(t *testing.T) {
 			s.StatusVersion = 0
 		}
 		ends[i%len(ends)](s.Conditions, heardAt(i).String())
+		if i == 3 { // a state that comes only once
+			s.Conditions = &wsman.WorkspaceConditions{StoppedByRequest: isTrue}
+		}
 		h = append(h, s)
 	}
 	for _, state := range []string{"queued", "timeout", "available", "failed", "aborted"} {
@@ -286,10 +289,13 @@ func TestLongHistoryKeepsTheEnd(t *testing.T) {
 	if n := len(h.fold(t, status.Rules{}, 0, len(h), func(n int) int { return n / 2 }).PrebuildSteps()); n > maxSteps {
 		t.Fatalf("%d steps are kept", n)
 	}
-	// A row that no unversioned status applies to.
-	row := creatingRow()
-	row.Version, row.Prebuild = 5, &statustest.Prebuild{State: "queued"}
-	if diff := h.folds(t, row, status.Rules{}, func(n int) int { return n - 1 }); diff != "" {
-		t.Fatal(diff)
+	// A row that no unversioned status applies to, and lengths that leave
+	// each of the states as the oldest that is kept.
+	for n := len(h) - len(ends); n < len(h); n++ {
+		row := creatingRow()
+		row.Version, row.Prebuild = 5, &statustest.Prebuild{State: "queued"}
+		if diff := h[:n].folds(t, row, status.Rules{}, func(n int) int { return n - 1 }); diff != "" {
+			t.Fatal(diff)
+		}
 	}
 }
