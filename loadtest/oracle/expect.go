@@ -109,6 +109,9 @@ func ours(rules Rules, region string) bool {
 }
 
 func sameButVersion(a, b *wsman.WorkspaceStatus) bool {
+	if a.Phase != b.Phase || a.Message != b.Message {
+		return false // most often; the rest is slow
+	}
 	c := proto.CloneOf(b)
 	c.StatusVersion = a.StatusVersion
 	return proto.Equal(a, c)
@@ -116,24 +119,34 @@ func sameButVersion(a, b *wsman.WorkspaceStatus) bool {
 
 // withoutNUL gives the status as Postgres can hold it.
 func withoutNUL(s *wsman.WorkspaceStatus) *wsman.WorkspaceStatus {
-	clean := func(texts ...*string) {
-		for _, t := range texts {
-			*t = strings.ReplaceAll(*t, "\x00", "\uFFFD")
-		}
+	dirty := false
+	for _, t := range texts(s) {
+		dirty = dirty || strings.Contains(*t, "\x00")
+	}
+	if !dirty {
+		return s
 	}
 	s = proto.CloneOf(s)
-	clean(&s.Message, &s.Spec.Url, &s.Spec.Timeout,
-		&s.Conditions.Failed, &s.Conditions.Timeout, &s.Conditions.Snapshot, &s.Conditions.HeadlessTaskFailed)
-	for _, p := range s.Spec.ExposedPorts {
-		clean(&p.Url)
-	}
-	if r := s.Runtime; r != nil {
-		clean(&r.NodeName, &r.PodName, &r.NodeIp)
-	}
-	if a := s.Auth; a != nil {
-		clean(&a.OwnerToken)
+	for _, t := range texts(s) {
+		*t = strings.ReplaceAll(*t, "\x00", "\uFFFD")
 	}
 	return s
+}
+
+// texts are the texts of a status that reach the tables.
+func texts(s *wsman.WorkspaceStatus) []*string {
+	c := s.Conditions
+	all := []*string{&s.Message, &s.Spec.Url, &s.Spec.Timeout, &c.Failed, &c.Timeout, &c.Snapshot, &c.HeadlessTaskFailed}
+	for _, p := range s.Spec.ExposedPorts {
+		all = append(all, &p.Url)
+	}
+	if r := s.Runtime; r != nil {
+		all = append(all, &r.NodeName, &r.PodName, &r.NodeIp)
+	}
+	if a := s.Auth; a != nil {
+		all = append(all, &a.OwnerToken)
+	}
+	return all
 }
 
 // apply does one update to the instance's row and metrics.
@@ -198,7 +211,7 @@ func (o *Outcome) apply(at time.Time, s *wsman.WorkspaceStatus) {
 	switch s.Phase {
 	case wsman.WorkspacePhase_PENDING, wsman.WorkspacePhase_CREATING, wsman.WorkspacePhase_INITIALIZING,
 		wsman.WorkspacePhase_RUNNING, wsman.WorkspacePhase_INTERRUPTED:
-		row.Phase = phaseNames[s.Phase]
+		row.Phase = strings.ToLower(s.Phase.String())
 		row.Stopping, row.Stopped = time.Time{}, time.Time{}
 		if s.Phase == wsman.WorkspacePhase_RUNNING {
 			setTime(&row.Started, at)
@@ -215,14 +228,6 @@ func (o *Outcome) apply(at time.Time, s *wsman.WorkspaceStatus) {
 		o.StoppedOnce = true
 	}
 	doc.Phase = row.Phase
-}
-
-var phaseNames = map[wsman.WorkspacePhase]string{
-	wsman.WorkspacePhase_PENDING:      "pending",
-	wsman.WorkspacePhase_CREATING:     "creating",
-	wsman.WorkspacePhase_INITIALIZING: "initializing",
-	wsman.WorkspacePhase_RUNNING:      "running",
-	wsman.WorkspacePhase_INTERRUPTED:  "interrupted",
 }
 
 // applyPrebuild does one update to the prebuild's row.

@@ -6,9 +6,7 @@
 // speed. It shares no code with the product, so that a mistake would have to be
 // made twice to go unnoticed.
 //
-// Expect and Compare are pure. A Ledger records a run (what was sent and heard,
-// a few dozen bytes a message); a Listener feeds it from Redis; Check compares
-// it with Postgres. The driver of the load test owns them.
+// The package is pure. The ledger feeds it and reports what it finds.
 package oracle
 
 import "time"

@@ -100,7 +100,17 @@ type Library struct {
 	Short []*Script
 	// Odd are all the other scenarios, each in one variant.
 	Odd []*Script
+	// Flood is a lifecycle with room for FloodRoom versions after its fifth
+	// update (RUNNING), for repeats and old messages in any number.
+	Flood *Script
 }
+
+// FloodStep is the number of the step of Library.Flood after which the room is;
+// FloodRoom is how many versions there are in it.
+const (
+	FloodStep = 4
+	FloodRoom = 1 << 32
+)
 
 // NewLibrary writes the scripts of a seed.
 func NewLibrary(seed uint64) (*Library, error) {
@@ -118,6 +128,16 @@ func NewLibrary(seed uint64) (*Library, error) {
 			return nil, w.err
 		}
 	}
+	w := newWriter(rand.New(rand.NewPCG(seed, 200)), Regular)
+	w.start()
+	w.delta += FloodRoom
+	w.ports()
+	w.stopping(byRequest)
+	w.stopped()
+	if w.err != nil {
+		return nil, w.err
+	}
+	lib.Flood = w.script("flood", Known)
 	for i, s := range scenarios {
 		w := newWriter(rand.New(rand.NewPCG(seed, uint64(1000+i))), s.of)
 		s.write(w)

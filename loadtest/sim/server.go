@@ -56,6 +56,19 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 }
 
+// Close frees the port of a cluster that is not run after all. After Run it does
+// nothing.
+func (c *Cluster) Close() {
+	c.mu.Lock()
+	lis := c.listener
+	c.listener = nil
+	c.mu.Unlock()
+	if lis != nil {
+		// There is nothing to lose in a listener that nobody has used.
+		_ = lis.Close()
+	}
+}
+
 // Stop ends the server: its connections are closed and its port is free. The
 // live state goes on changing with what is published. Run must be running.
 func (c *Cluster) Stop(ctx context.Context) error { return c.turn(ctx, false) }
