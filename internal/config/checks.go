@@ -8,7 +8,7 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/trestle-bridge/trestle/internal/settings"
+	"github.com/trestle-bridge/trestle/internal/config/settings"
 )
 
 // What the checks below take, in words.

@@ -18,8 +18,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/trestle-bridge/trestle/internal/config/settings"
 	"github.com/trestle-bridge/trestle/internal/secret"
-	"github.com/trestle-bridge/trestle/internal/settings"
 )
 
 // Config is what is in force.

@@ -14,8 +14,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/trestle-bridge/trestle/internal/config/settings"
 	"github.com/trestle-bridge/trestle/internal/secret"
-	"github.com/trestle-bridge/trestle/internal/settings"
 )
 
 func writeFile(t testing.TB, name, content string) string {

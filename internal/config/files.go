@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/trestle-bridge/trestle/internal/config/settings"
 	"github.com/trestle-bridge/trestle/internal/secret"
-	"github.com/trestle-bridge/trestle/internal/settings"
 )
 
 // TLSFiles are the paths of PEM files: the authority that the other side must

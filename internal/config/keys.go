@@ -1,6 +1,6 @@
 package config
 
-import "github.com/trestle-bridge/trestle/internal/settings"
+import "github.com/trestle-bridge/trestle/internal/config/settings"
 
 const (
 	day  = 86400

@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/trestle-bridge/trestle/internal/config/settings"
 	"github.com/trestle-bridge/trestle/internal/secret"
-	"github.com/trestle-bridge/trestle/internal/settings"
 )
 
 // PathVariable names the file where no flag does.

@@ -57,10 +57,17 @@ func TestLogger(t *testing.T) {
 	}
 }
 
+func checks(c ...observe.Check) func(context.Context) []observe.Check {
+	return func(context.Context) []observe.Check { return c }
+}
+
 // start runs a server until the test ends.
 func start(t *testing.T, config observe.ServerConfig) (address string) {
 	t.Helper()
-	config.Address, config.Log = "127.0.0.1:0", quiet()
+	config.Address, config.Logger = "127.0.0.1:0", quiet()
+	if config.Healthy == nil {
+		config.Healthy, config.Ready = checks(), checks()
+	}
 	if config.Gatherer == nil {
 		config.Gatherer = prometheus.NewRegistry()
 	}
@@ -78,7 +85,7 @@ func start(t *testing.T, config observe.ServerConfig) (address string) {
 			t.Errorf("the server ended with %v", err)
 		}
 	})
-	return server.Address()
+	return server.Addr().String()
 }
 
 func get(t *testing.T, url, accept string) (code int, contentType, body string) {
@@ -103,9 +110,9 @@ func get(t *testing.T, url, accept string) (code int, contentType, body string) 
 }
 
 func TestHealth(t *testing.T) {
-	well := observe.Check{Name: "loops", Probe: func() error { return nil }}
-	ill := observe.Check{Name: "postgres", Probe: func() error { return errors.New("no answer\nfor 5s") }}
-	address := start(t, observe.ServerConfig{Live: []observe.Check{well}, Ready: []observe.Check{well, ill}})
+	well := observe.Check{Name: "loops"}
+	ill := observe.Check{Name: "postgres", Err: errors.New("no answer\nfor 5s")}
+	address := start(t, observe.ServerConfig{Healthy: checks(well), Ready: checks(well, ill)})
 
 	for _, c := range []struct {
 		path, accept string
@@ -146,16 +153,12 @@ func TestHealthWithoutChecks(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	registry, err := observe.NewRegistry("v1", "abc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := start(t, observe.ServerConfig{Gatherer: registry})
+	address := start(t, observe.ServerConfig{Gatherer: observe.NewRegistry()})
 	code, _, body := get(t, "http://"+address+"/metrics", "")
 	if code != http.StatusOK {
 		t.Fatalf("answers %d: %s", code, body)
 	}
-	for _, want := range []string{"go_goroutines ", "process_resident_memory_bytes ", `trestle_build_info{go_version="go1.`, `revision="abc",version="v1"} 1`} {
+	for _, want := range []string{"go_goroutines ", "process_resident_memory_bytes "} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s is missing from\n%s", want, body)
 		}
@@ -171,12 +174,12 @@ func TestServerConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	_, err = observe.NewServer(observe.ServerConfig{Address: taken.Addr().String(), Gatherer: prometheus.NewRegistry(), Log: quiet()})
+	_, err = observe.NewServer(observe.ServerConfig{Address: taken.Addr().String(), Gatherer: prometheus.NewRegistry(), Healthy: checks(), Ready: checks(), Logger: quiet()})
 	if err == nil || !strings.Contains(err.Error(), taken.Addr().String()) {
 		t.Errorf("an address in use gives %v", err)
 	}
 
-	server, err := observe.NewServer(observe.ServerConfig{Address: "127.0.0.1:0", Gatherer: prometheus.NewRegistry(), Log: quiet()})
+	server, err := observe.NewServer(observe.ServerConfig{Address: "127.0.0.1:0", Gatherer: prometheus.NewRegistry(), Healthy: checks(), Ready: checks(), Logger: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,22 +15,22 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Check is one thing that must be well. Probe returns nil, or why it is not;
-// it looks at what is known and does not go and ask, so it returns at once.
-// It may be called by several goroutines at once. What it returns is served
-// to whoever reaches the address: no secrets.
+// Check is one thing that must be well: Err is nil, or why it is not. It is
+// served to whoever reaches the address: no secrets.
 type Check struct {
-	Name  string
-	Probe func() error
+	Name string
+	Err  error
 }
 
-// ServerConfig is what a Server needs.
+// ServerConfig is what a Server needs. Healthy and Ready are called for each
+// request, so by several goroutines at once; their context ends with the
+// request, and after a few seconds.
 type ServerConfig struct {
 	Address  string // host:port; port 0 = any that is free
 	Gatherer prometheus.Gatherer
-	Live     []Check // of /healthz: the process does its work
-	Ready    []Check // of /readyz: it may be given more
-	Log      *slog.Logger
+	Healthy  func(context.Context) []Check // for /healthz: the process does its work
+	Ready    func(context.Context) []Check // for /readyz: it may be given more
+	Logger   *slog.Logger
 }
 
 // Server serves /metrics, /healthz and /readyz. The health pages answer 200
@@ -49,14 +49,15 @@ const (
 	idleTimeout     = 2 * time.Minute
 	maxHeaderBytes  = 16 << 10
 	shutdownTimeout = 5 * time.Second
+	checkTimeout    = 5 * time.Second
 	scrapesAtOnce   = 4
 )
 
 // NewServer takes the address, so that one that is in use shows before
 // anything has been started. Run serves it; without Run, Close gives it back.
 func NewServer(config ServerConfig) (*Server, error) {
-	if config.Gatherer == nil || config.Log == nil {
-		return nil, errors.New("the HTTP server needs a gatherer and a log")
+	if config.Gatherer == nil || config.Healthy == nil || config.Ready == nil || config.Logger == nil {
+		return nil, errors.New("the HTTP server needs a gatherer, its checks and a logger")
 	}
 	listener, err := net.Listen("tcp", config.Address)
 	if err != nil {
@@ -65,8 +66,8 @@ func NewServer(config ServerConfig) (*Server, error) {
 	return &Server{config: config, listener: listener}, nil
 }
 
-// Address is where it listens.
-func (s *Server) Address() string { return s.listener.Addr().String() }
+// Addr is where it listens.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
 // Close gives back the address of a server that never ran.
 func (s *Server) Close() error { return s.listener.Close() }
@@ -81,7 +82,7 @@ func (s *Server) Run(ctx context.Context) error {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(s.config.Logger.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1) // so that serving ends even when nobody asks why
 	go func() { served <- server.Serve(s.listener) }()
@@ -103,13 +104,13 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.config.Gatherer, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn),
+		ErrorLog: slog.NewLogLogger(s.config.Logger.Handler(), slog.LevelWarn),
 		// One collector that fails does not hide the others.
 		ErrorHandling:       promhttp.ContinueOnError,
 		MaxRequestsInFlight: scrapesAtOnce,
 		Timeout:             writeTimeout - time.Second,
 	}))
-	mux.Handle("GET /healthz", health(s.config.Live))
+	mux.Handle("GET /healthz", health(s.config.Healthy))
 	mux.Handle("GET /readyz", health(s.config.Ready))
 	return mux
 }
@@ -120,13 +121,16 @@ type outcome struct {
 	Error  string `json:"error,omitempty"`
 }
 
-func health(checks []Check) http.Handler {
+func health(look func(context.Context) []Check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+		defer cancel()
+		checks := look(ctx)
 		status, code := "ok", http.StatusOK
 		outcomes := make([]outcome, 0, len(checks)) // an empty list in JSON, not null
 		for _, c := range checks {
 			o := outcome{Name: c.Name, Status: "ok"}
-			if err := c.Probe(); err != nil {
+			if err := c.Err; err != nil {
 				o.Status, o.Error = "failing", strings.Join(strings.Fields(err.Error()), " ")
 				status, code = "failing", http.StatusServiceUnavailable
 			}

@@ -28,19 +28,17 @@ type TracingConfig struct {
 	// 1. A trace that comes from elsewhere is recorded if it is there.
 	SampleRatio float64
 	Version     string
-	Replica     string
-	Log         *slog.Logger // needed only with an endpoint
+	Replica     string       // empty = not said
+	Logger      *slog.Logger // nil = errors of sending are not logged
 }
 
-// Tracing makes spans and sends them away. It may be used by several
-// goroutines at once. Spans that end while Run does not run are lost, as are
-// those that the collector does not take in time: tracing never holds up the
-// work.
+// Tracing makes spans and sends them away in the background, until Close. It
+// may be used by several goroutines at once. Spans that the collector does
+// not take in time are lost: tracing never holds up the work.
 type Tracing struct {
-	config   TracingConfig
-	provider trace.TracerProvider
+	tracer   trace.Tracer
 	sdk      *sdktrace.TracerProvider // nil = off
-	newSink  func(context.Context) (sdktrace.SpanExporter, error)
+	exporter sdktrace.SpanExporter
 }
 
 const (
@@ -49,17 +47,15 @@ const (
 	maxTraceHeader = 512
 	// How often a collector that is away is mentioned in the log.
 	exportErrorInterval = time.Minute
+	tracerName          = "github.com/trestle-bridge/trestle"
 )
 
-// NewTracing prepares tracing; it connects to nothing yet.
-func NewTracing(config TracingConfig) (*Tracing, error) {
-	t := &Tracing{config: config}
+// NewTracing starts tracing. Whether the collector can be reached shows later,
+// in the log; an error says that the settings make no sense. ctx bounds the
+// start alone.
+func NewTracing(ctx context.Context, config TracingConfig) (*Tracing, error) {
 	if config.Endpoint == "" {
-		t.provider = noop.NewTracerProvider()
-		return t, nil
-	}
-	if config.Log == nil {
-		return nil, errors.New("tracing needs a log")
+		return &Tracing{tracer: noop.NewTracerProvider().Tracer(tracerName)}, nil
 	}
 	if !(config.SampleRatio >= 0 && config.SampleRatio <= 1) {
 		return nil, fmt.Errorf("sample ratio %v of traces is not within 0 and 1", config.SampleRatio)
@@ -72,95 +68,74 @@ func NewTracing(config TracingConfig) (*Tracing, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, errors.New("the endpoint of traces is neither host:port nor an HTTP URL")
 	}
-	t.newSink = func(ctx context.Context) (sdktrace.SpanExporter, error) {
-		// The scheme says whether there is TLS.
-		return otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(endpoint), otlptracegrpc.WithTimeout(exportTimeout))
+	// The scheme says whether there is TLS.
+	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(endpoint), otlptracegrpc.WithTimeout(exportTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("send traces to %s: %w", config.Endpoint, err)
 	}
-	t.sdk = sdktrace.NewTracerProvider(
+	log := config.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	of := []attribute.KeyValue{attribute.String("service.name", "trestle"), attribute.String("service.version", config.Version)}
+	if config.Replica != "" {
+		of = append(of, attribute.String("service.instance.id", config.Replica))
+	}
+	sdk := sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(config.SampleRatio))),
-		sdktrace.WithResource(resource.NewSchemaless(
-			attribute.String("service.name", "trestle"),
-			attribute.String("service.version", config.Version),
-			attribute.String("service.instance.id", config.Replica),
-		)),
+		sdktrace.WithResource(resource.NewSchemaless(of...)),
+		sdktrace.WithBatcher(&quietExporter{SpanExporter: exporter, log: log}, sdktrace.WithExportTimeout(exportTimeout)),
 	)
-	t.provider = t.sdk
-	return t, nil
+	return &Tracing{tracer: sdk.Tracer(tracerName), sdk: sdk, exporter: exporter}, nil
 }
 
 // On says whether spans go anywhere.
 func (t *Tracing) On() bool { return t.sdk != nil }
 
-// Provider makes tracers.
-func (t *Tracing) Provider() trace.TracerProvider { return t.provider }
+// Tracer makes spans. It is never nil.
+func (t *Tracing) Tracer() trace.Tracer { return t.tracer }
 
-// Run sends spans until ctx ends, then what is left, within a few seconds. Let
-// ctx end after that of the work, so that the last spans are not lost. It is
-// called once.
-func (t *Tracing) Run(ctx context.Context) error {
+// Close sends what is left and ends what NewTracing began. If ctx ends first,
+// the rest is given up, and the error is that of ctx.
+func (t *Tracing) Close(ctx context.Context) error {
 	if !t.On() {
-		<-ctx.Done()
 		return nil
 	}
-	finishing := context.WithoutCancel(ctx)
-	sink, err := t.newSink(finishing)
-	if err != nil {
-		return fmt.Errorf("send traces to %s: %w", t.config.Endpoint, err)
+	// Shutdown with a context that ends would leave its goroutines behind.
+	done := make(chan error, 1) // so that it can end before it is asked
+	go func() { done <- t.sdk.Shutdown(context.WithoutCancel(ctx)) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		err := t.exporter.Shutdown(ctx) // breaks off the attempt under way
+		<-done
+		return errors.Join(ctx.Err(), err)
 	}
-	t.sdk.RegisterSpanProcessor(sdktrace.NewBatchSpanProcessor(
-		&quietExporter{SpanExporter: sink, log: t.config.Log},
-		sdktrace.WithExportTimeout(exportTimeout),
-	))
-	<-ctx.Done()
-	grace, cancel := context.WithTimeout(finishing, shutdownTimeout)
-	defer cancel()
-	if err := t.sdk.Shutdown(grace); err != nil {
-		t.config.Log.Warn("the last traces were not sent", "error", err)
-	}
-	return nil
 }
 
-// Continue returns ctx with the span that header speaks of as the parent of
-// spans to come: traceparent of W3C, else uber-trace-id of Jaeger. A header
-// without either, or with one that is malformed, leaves ctx as it is.
-func (t *Tracing) Continue(ctx context.Context, header map[string]string) context.Context {
-	if !t.On() || len(header) == 0 {
+// Extract returns ctx with the span that a header of an update speaks of as
+// the parent of spans to come: the value of W3C's traceparent, or of Jaeger's
+// uber-trace-id. A value that is neither leaves ctx as it is.
+func (t *Tracing) Extract(ctx context.Context, header string) context.Context {
+	if !t.On() || header == "" || len(header) > maxTraceHeader {
 		return ctx
 	}
-	for _, p := range []propagation.TextMapPropagator{propagation.TraceContext{}, jaeger.Jaeger{}} {
-		continued := p.Extract(ctx, carrier(header))
-		if sc := trace.SpanContextFromContext(continued); sc.IsValid() && sc.IsRemote() {
-			return continued
-		}
+	// Jaeger's clients escape the colons where they write HTTP headers.
+	if plain, err := url.PathUnescape(header); err == nil {
+		header = plain
 	}
-	return ctx
-}
-
-// carrier finds headers whatever their case.
-type carrier map[string]string
-
-func (c carrier) Get(key string) string {
-	for k, v := range c {
-		if !strings.EqualFold(k, key) || len(v) > maxTraceHeader {
-			continue
-		}
-		// Jaeger's clients escape the colons where they write HTTP headers.
-		if plain, err := url.PathUnescape(v); err == nil {
-			return plain
-		}
-		return v
+	// The colons tell the one from the other.
+	var extracted context.Context
+	if strings.Contains(header, ":") {
+		extracted = jaeger.Jaeger{}.Extract(ctx, propagation.MapCarrier{"uber-trace-id": header})
+	} else {
+		extracted = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": header})
 	}
-	return ""
-}
-
-func (c carrier) Set(string, string) {}
-
-func (c carrier) Keys() []string {
-	keys := make([]string, 0, len(c))
-	for k := range c {
-		keys = append(keys, k)
+	if sc := trace.SpanContextFromContext(extracted); !sc.IsValid() || !sc.IsRemote() {
+		return ctx
 	}
-	return keys
+	return extracted
 }
 
 // quietExporter says in our log what goes wrong, and not at every attempt; the

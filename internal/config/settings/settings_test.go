@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/trestle-bridge/trestle/internal/settings"
+	"github.com/trestle-bridge/trestle/internal/config/settings"
 )
 
 // house is a small table with a bit of everything.
