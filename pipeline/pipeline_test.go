@@ -269,11 +269,12 @@ func TestOutageLosesNothing(t *testing.T) {
 				random := rand.New(rand.NewPCG(seed, 1))
 				db, publisher := newFakeStore(), &fakePublisher{}
 				fails := random.IntN(30)
+				failing := rand.New(rand.NewPCG(seed, 2))
 				db.fail = func(attempt int) failure {
 					if attempt > fails {
 						return succeed
 					}
-					return failure(random.IntN(3))
+					return failure(failing.IntN(3))
 				}
 				publishFails := random.IntN(10)
 				publisher.fail = func(attempt int) bool { return attempt <= publishFails }

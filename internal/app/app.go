@@ -17,6 +17,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/observe"
 	"github.com/trestle-bridge/trestle/internal/publish"
+	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/upstream"
@@ -29,9 +30,10 @@ var ErrIncomplete = errors.New("stopped before everything was written and publis
 
 // Options are what Run needs.
 type Options struct {
-	Config  config.Config
-	Version string
-	Logger  *slog.Logger
+	Config config.Config
+	// Version and Revision of the binary.
+	Version, Revision string
+	Logger            *slog.Logger
 	// Listening, if set, is called with the address of the HTTP server once
 	// it listens.
 	Listening func(http net.Addr)
@@ -40,17 +42,19 @@ type Options struct {
 // Run is the service. It returns after ctx has ended and everything heard
 // until then is written and published, or the shutdown's time limit is over;
 // the error wraps ErrIncomplete then.
-func Run(ctx context.Context, o Options) (err error) {
+func Run(ctx context.Context, o Options) error {
 	cfg, log := o.Config, o.Logger
 	registry := observe.NewRegistry()
-	metrics := newMetrics(registry, o.Version)
+	metrics := newMetrics(registry, o.Version, o.Revision)
 	tracing, err := observe.NewTracing(ctx, observe.TracingConfig{
 		Endpoint:    cfg.Tracing.Endpoint,
 		SampleRatio: cfg.Tracing.SampleRatio,
 		Version:     o.Version,
+		Replica:     cfg.Replica.ID,
+		Logger:      log.With("component", "tracing"),
 	})
 	if err != nil {
-		return fmt.Errorf("start tracing to %s: %w", cfg.Tracing.Endpoint, err)
+		return err
 	}
 	defer func() {
 		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -59,6 +63,10 @@ func Run(ctx context.Context, o Options) (err error) {
 			log.Warn("the last spans could not be sent", "error", err)
 		}
 	}()
+	streams, err := upstream.NewMetrics(registry)
+	if err != nil {
+		return err
+	}
 
 	if cfg.Migrations.AtStart {
 		err := untilReached(ctx, log, "migrate the database", func(ctx context.Context) error {
@@ -73,7 +81,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		MaxConnections:   int32(cfg.PostgresConnections()),
 		StatementTimeout: cfg.Postgres.StatementTimeout,
 		Installation:     cfg.Installation,
-		Lifecycle:        publish.RecordsLifecycle(cfg.Lifecycle.Sink),
+		Lifecycle:        cfg.Lifecycle.Sink.Reveal() != "none",
 		Logger:           log.With("component", "store"),
 		Registerer:       registry,
 	})
@@ -86,8 +94,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	redis, err := publish.New(publish.Config{
-		URL:        cfg.Redis.Server,
-		Logger:     log.With("component", "publish"),
+		Redis:      publish.Redis{URL: cfg.Redis.Server},
+		Log:        log.With("component", "publish"),
 		Registerer: registry,
 	})
 	if err != nil {
@@ -95,9 +103,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer redis.Close()
 	lifecycle, err := publish.NewLifecycle(publish.LifecycleConfig{
-		Sink:       cfg.Lifecycle.Sink,
-		Queue:      db,
-		Logger:     log.With("component", "lifecycle"),
+		Sink:       secret.New(cfg.Lifecycle.Sink.Reveal()),
+		Queue:      lifecycleQueue{db},
+		Log:        log.With("component", "lifecycle"),
 		Registerer: registry,
 	})
 	if err != nil {
@@ -129,9 +137,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		Store:    db,
 		Pipeline: pipe,
 		Budget:   upstream.NewBudget(int64(cfg.Upstream.SnapshotBudgetBytes)),
-		Upstream: upstream.NewMetrics(registry),
+		Upstream: streams,
 		Metrics:  metrics,
-		Traced:   cfg.Tracing.Endpoint != "",
+		Traced:   tracing.On(),
 		Logger:   log.With("component", "upstream"),
 	})
 	health := health{pipeline: pipe, store: db, redis: redis, clusters: clusters}
@@ -212,4 +220,20 @@ func untilReached(ctx context.Context, log *slog.Logger, what string, do func(co
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
+}
+
+// lifecycleQueue is the store as the sender of lifecycle events sees it.
+type lifecycleQueue struct{ store *store.Store }
+
+func (q lifecycleQueue) Pending(ctx context.Context, limit int) ([]publish.Pending, error) {
+	rows, err := q.store.PendingLifecycle(ctx, limit)
+	pending := make([]publish.Pending, len(rows))
+	for i, row := range rows {
+		pending[i] = publish.Pending{ID: row.ID, Lifecycle: row.Lifecycle}
+	}
+	return pending, err
+}
+
+func (q lifecycleQueue) Done(ctx context.Context, ids []int64) error {
+	return q.store.DeleteLifecycle(ctx, ids)
 }

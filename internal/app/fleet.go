@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/config"
+	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/upstream"
 	"github.com/trestle-bridge/trestle/pipeline"
@@ -98,15 +100,21 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	}
 	for _, row := range rows {
 		gauges = append(gauges, row)
-		if row.Govern {
-			wanted[row.Name] = upstream.Cluster{Name: row.Name, URL: row.URL, TLS: upstreamTLS(row.TLS)}
+		if !row.Govern {
+			continue
 		}
+		cluster, decodeErr := registeredCluster(row)
+		if decodeErr != nil {
+			err = errors.Join(err, decodeErr)
+			continue
+		}
+		wanted[row.Name] = cluster
 	}
 	f.cfg.Metrics.clusters(gauges)
 
 	for _, m := range f.snapshot() {
 		want, still := wanted[m.cluster.Name]
-		if still && m.cluster.Equal(want) {
+		if still && sameTarget(m.cluster, want) {
 			delete(wanted, m.cluster.Name)
 			continue
 		}
@@ -184,8 +192,8 @@ func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, e
 		Logger:           log,
 		Metrics:          f.cfg.Upstream,
 		MaxUpdateBytes:   int(f.cfg.Config.Upstream.MaxUpdateBytes),
-		MaxSnapshotBytes: int(f.cfg.Config.Upstream.MaxSnapshotBytes),
-		SnapshotInterval: f.cfg.Config.Upstream.SnapshotInterval,
+		MaxSnapshotBytes: int64(f.cfg.Config.Upstream.MaxSnapshotBytes),
+		Timing:           upstream.Timing{Every: f.cfg.Config.Upstream.SnapshotInterval},
 		Budget:           f.cfg.Budget,
 		Trace:            f.cfg.Traced,
 	})
@@ -251,15 +259,47 @@ func (m *member) drain(ctx context.Context) error {
 
 func staticCluster(static config.StaticBridge) upstream.Cluster {
 	cluster := upstream.Cluster{Name: static.Name, URL: static.URL}
-	if !static.Material.Empty() {
-		cluster.TLS = &upstream.TLS{CA: static.Material.CA, Certificate: static.Material.Certificate, Key: static.Material.Key}
+	if static.TLS != (config.TLSFiles{}) {
+		cluster.TLS = &upstream.TLS{
+			CA:   secret.New(string(static.Material.CA)),
+			Cert: secret.New(string(static.Material.Crt)),
+			Key:  static.Material.Key,
+		}
 	}
 	return cluster
 }
 
-func upstreamTLS(tls *store.ClusterTLS) *upstream.TLS {
-	if tls == nil {
-		return nil
+// registeredCluster decodes what the registry keeps.
+func registeredCluster(row store.Cluster) (upstream.Cluster, error) {
+	cluster := upstream.Cluster{Name: row.Name, URL: row.URL}
+	if row.TLS == nil {
+		return cluster, nil
 	}
-	return &upstream.TLS{CA: tls.CA, Certificate: tls.Certificate, Key: tls.Key}
+	cluster.TLS = &upstream.TLS{}
+	for _, part := range []struct {
+		what string
+		from secret.String
+		to   *secret.String
+	}{
+		{"CA", row.TLS.CA, &cluster.TLS.CA},
+		{"certificate", row.TLS.Certificate, &cluster.TLS.Cert},
+		{"key", row.TLS.Key, &cluster.TLS.Key},
+	} {
+		pem, err := base64.StdEncoding.DecodeString(part.from.Reveal())
+		if err != nil {
+			// The error would show a part of what it could not read.
+			return upstream.Cluster{}, fmt.Errorf("cluster %s: the TLS %s in workspace_cluster is not base64 of PEM", row.Name, part.what)
+		}
+		*part.to = secret.New(string(pem))
+	}
+	return cluster, nil
+}
+
+// sameTarget says whether two clusters are reached in the same way.
+func sameTarget(a, b upstream.Cluster) bool {
+	if a.URL != b.URL || (a.TLS == nil) != (b.TLS == nil) {
+		return false
+	}
+	return a.TLS == nil || a.TLS.CA.Reveal() == b.TLS.CA.Reveal() &&
+		a.TLS.Cert.Reveal() == b.TLS.Cert.Reveal() && a.TLS.Key.Reveal() == b.TLS.Key.Reveal()
 }

@@ -24,7 +24,7 @@ type metrics struct {
 	outboxOldest  prometheus.Gauge
 }
 
-func newMetrics(registerer prometheus.Registerer, version string) *metrics {
+func newMetrics(registerer prometheus.Registerer, version, revision string) *metrics {
 	m := &metrics{
 		score: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gitpod_ws_manager_bridge_cluster_score", Help: "Score of each workspace cluster.",
@@ -42,10 +42,11 @@ func newMetrics(registerer prometheus.Registerer, version string) *metrics {
 			Name: "trestle_outbox_oldest_seconds", Help: "Age of the oldest row of the outbox, 0 if it is empty.",
 		}),
 	}
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "trestle_build_info", Help: "1, with the version as a label.",
-	}, []string{"version", "go_version"})
-	build.WithLabelValues(version, runtime.Version()).Set(1)
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "trestle_build_info", Help: "Always 1; the labels say which build this is.",
+		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "go_version": runtime.Version()},
+	})
+	build.Set(1)
 	for _, phase := range []string{"unknown", "preparing", "building", "pending", "creating", "initializing", "running", "interrupted", "stopping"} {
 		m.markedStopped.WithLabelValues(phase)
 	}
