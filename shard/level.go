@@ -169,7 +169,7 @@ func (p *planner) fillWith(under []*seat, give map[*seat][]*item, heavyFirst boo
 	}
 	hungry := func(s *seat) bool { return budget[s] > 0 && s.load < 0.95*p.fair(s) }
 	for slices.ContainsFunc(under, hungry) {
-		donor := p.mostLoaded(func(s *seat) bool { return len(queues[s]) > 0 && s.load > p.fair(s) })
+		donor := p.mostLoaded(func(s *seat) bool { return len(queues[s]) > 0 })
 		if donor == nil {
 			break
 		}
@@ -183,8 +183,8 @@ func (p *planner) fillWith(under []*seat, give map[*seat][]*item, heavyFirst boo
 		for _, to := range under {
 			after := to.load + it.Weight
 			// A shard lighter than what each of the shards left must weigh would
-			// use up the count before the seat is full.
-			if it.Weight*float64(budget[to]) < 0.95*p.fair(to)-to.load {
+			// use up the count before the seat is full; but any is better than none.
+			if to.items > 0 && it.Weight*float64(budget[to]) < 0.95*p.fair(to)-to.load {
 				continue
 			}
 			if !hungry(to) || !to.fits(it) || to.sibling(it) || to.ID == it.Avoid ||

@@ -81,6 +81,9 @@ func (s *seat) take(it *item) {
 func (s *seat) drop(it *item) {
 	s.load -= it.Weight
 	s.items--
+	if s.items == 0 {
+		s.load = 0 // whatever rounding has left of it
+	}
 	if it.ID.Sliced() {
 		s.clusters[it.ID.Cluster]--
 	}
@@ -217,6 +220,12 @@ const (
 // what belongs to one that came later. It returns nil when no seat suits as
 // well as worst.
 func (p *planner) place(it *item, among []*seat, worst int) *seat {
+	return p.choose(it, among, worst, true)
+}
+
+// choose is place, where preference may be left out: then it is the least
+// loaded that suits.
+func (p *planner) choose(it *item, among []*seat, worst int, prefer bool) *seat {
 	var best *seat
 	bestTier, bestValue := 0, 0.0
 	for _, s := range among {
@@ -228,7 +237,7 @@ func (p *planner) place(it *item, among []*seat, worst int) *seat {
 			tier = suitsCap
 		case s.sibling(it):
 			tier = suitsSibling
-		case after > p.fair(s):
+		case !prefer || after > p.fair(s):
 			tier = suitsLimit
 		default:
 			tier = suitsSnug
@@ -350,7 +359,11 @@ func (p *planner) drains() {
 		}
 		from := it.at.Name
 		newest := p.newest(it.at.Revision)
-		if to := p.place(it, newest, suitsCap); to != nil && to.load+it.Weight <= 2*p.fair(to)+p.heaviest {
+		// The emptiest is the one that came for this replica; by preference the
+		// shards would go to all that have any room, and the last to come would
+		// be left empty.
+		if to := p.choose(it, newest, suitsCap, false); to != nil && to.load+it.Weight <= 2*p.fair(to)+p.heaviest {
+			p.plan.Levelled = true
 			p.move(it, to, ReasonUpgrade, from+" drains, and "+to.Revision+" is the revision that joined last")
 			continue
 		}

@@ -173,7 +173,8 @@ type Plan struct {
 	Unplaced []Unplaced
 	// Brake is to be stored and handed to the next plan.
 	Brake Brake
-	// Levelled is set when the plan levels; its time is to be stored.
+	// Levelled is set when the plan evens out loads, by levelling or by the way
+	// an upgrade goes; its time is to be stored.
 	Levelled bool
 	// Overloaded lists replicas that carry more than their Cap if the plan is
 	// carried out.
