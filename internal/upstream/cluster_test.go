@@ -169,11 +169,7 @@ func TestMutualTLS(t *testing.T) {
 			f := newFake(t)
 			f.start(t, test.server)
 			c := run(t, f, func(cfg *Config) { cfg.Cluster.TLS = test.client })
-			for c.State().Reconnects < 2 {
-				if !sleep(t.Context(), time.Millisecond) {
-					return
-				}
-			}
+			c.await(t, "two attempts", func() bool { return c.State().Reconnects >= 2 })
 			if count(t, c.registry, "reconnects_total", string(test.why)) == 0 {
 				t.Errorf("not counted as %s: %s", test.why, c.State().Error)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -30,7 +31,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds how long a test waits for what must come.
-const patience = 20 * time.Second
+const patience = 30 * time.Second
 
 // encoded is a message that is encoded already, for what no encoder writes.
 type encoded []byte
@@ -53,6 +54,10 @@ type fakeCluster struct {
 
 	// onSubscribe, if set, is called before a subscription is heard.
 	onSubscribe func(*subscriber)
+	// flood, if set, is sent to each subscriber so many times as fast as it
+	// takes them.
+	flood      encoded
+	floodCount int
 	// onSnapshot, if set, answers instead of the live state.
 	onSnapshot func(ctx context.Context) (encoded, error)
 
@@ -144,6 +149,11 @@ func (f *fakeCluster) Subscribe(_ *wsman.SubscribeRequest, stream grpc.ServerStr
 		f.notify()
 		f.mu.Unlock()
 	}()
+	for range f.floodCount {
+		if err := stream.SendMsg(f.flood); err != nil {
+			return err
+		}
+	}
 	header := s.header
 	for {
 		select {
@@ -355,7 +365,34 @@ type running struct {
 	*Client
 	sink     *recorder
 	registry *prometheus.Registry
+	records  records
 	stop     func()
+}
+
+// await looks again at every record that the client logs.
+func (r running) await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	limit := time.After(patience)
+	for !done() {
+		select {
+		case <-r.records:
+		case <-limit:
+			t.Fatalf("waited in vain for %s: %+v", what, r.State())
+		}
+	}
+}
+
+// records tells of each log record. Size 1: it coalesces.
+type records chan struct{}
+
+// Write makes it the destination of a text handler, which writes each record
+// at once.
+func (r records) Write(p []byte) (int, error) {
+	select {
+	case r <- struct{}{}:
+	default:
+	}
+	return len(p), nil
 }
 
 // run starts a client that ends with the test.
@@ -367,9 +404,10 @@ func run(t testing.TB, f *fakeCluster, change func(*Config)) running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	seen := make(records, 1)
 	cfg := Config{
 		Cluster: Cluster{Name: "eu1", URL: f.address}, Sink: sink, Metrics: metrics,
-		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), seen), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Timing: quick(), Budget: NewBudget(64 << 20),
 	}
 	if change != nil {
@@ -394,7 +432,7 @@ func run(t testing.TB, f *fakeCluster, change func(*Config)) running {
 		}
 	})
 	t.Cleanup(stop)
-	return running{client, sink, registry, stop}
+	return running{client, sink, registry, seen, stop}
 }
 
 func id(n int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", n) }

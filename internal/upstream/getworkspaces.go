@@ -39,8 +39,9 @@ const (
 	// snapshotBuffer is how much is read at once. Entries up to this size,
 	// which is all but a few, are offered where they lie.
 	snapshotBuffer = 64 << 10
-	// maxGroups bounds how deep groups, which nobody sends, may nest.
-	maxGroups = 100
+	// maxGroups bounds how deep groups, which nobody sends, may nest, as
+	// protobuf does.
+	maxGroups = 10_000
 )
 
 // Budget bounds the memory that the snapshots of a replica hold at once. It is
@@ -172,7 +173,7 @@ func (c *Client) snapshotRequest(ctx context.Context) *http.Request {
 	request.URL.Path = wsman.WorkspaceManager_GetWorkspaces_FullMethodName
 	request.URL.Host = c.target.authority(c.tls != nil)
 	request.Header = http.Header{
-		"Content-Type": {"application/grpc+proto"},
+		"Content-Type": {"application/grpc"},
 		"Te":           {"trailers"},
 		"User-Agent":   {"trestle"},
 	}
