@@ -203,7 +203,7 @@ judged AS MATERIALIZED (
                     {{if .Metrics}}, CASE WHEN l.first THEN l.metrics ELSE f.metrics END AS metrics{{end}}
                     {{if .Prebuilds}}, l.steps{{end}}
                 FROM (
-                    SELECT locked.*, CASE WHEN rung = 0 THEN floor = 0 ELSE rung > floor END AS first
+                    SELECT locked.*, CASE WHEN rung = 0 THEN old_version = 0 ELSE rung > floor END AS first
                     FROM locked
                     OFFSET 0
                 ) l
@@ -225,7 +225,7 @@ judged AS MATERIALIZED (
                     l.workspace_id, l.owner_id, l.region, l.floor,
                     l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
                     l.old_ide_url, l.old_phase, l.old_status,
-                    CASE WHEN l.rung = 0 THEN l.floor = 0 ELSE l.rung > l.floor END AS counts,
+                    CASE WHEN l.rung = 0 THEN l.old_version = 0 ELSE l.rung > l.floor END AS counts,
                     l.phase, l.cleared, l.revived, l.failed, l.kept,
                     l.deployed_at, l.running_at, l.stopping_at, l.stopped_at, l.open_stop_at, l.later_stop_at
                     {{if .Metrics}}, l.metrics{{end}}
@@ -294,7 +294,7 @@ revoked AS (
 -- the word.
 spoken AS MATERIALIZED (
     SELECT
-        j.position, j.fence, j.id, j.creation, j.floor, j.workspace_id, j.steps, named.prebuild_id,
+        j.position, j.fence, j.id, j.creation, j.old_version, j.floor, j.workspace_id, j.steps, named.prebuild_id,
         row_number() OVER (PARTITION BY named.prebuild_id ORDER BY j.creation DESC, j.id DESC) AS rank
     FROM judged j
     LEFT JOIN LATERAL (
@@ -310,7 +310,7 @@ spoken AS MATERIALIZED (
 -- Their rows, locked in the order of their ids.
 prebuild AS MATERIALIZED (
     SELECT
-        s.position, s.fence, s.id, s.creation, s.floor, s.workspace_id, s.steps, s.prebuild_id,
+        s.position, s.fence, s.id, s.creation, s.old_version, s.floor, s.workspace_id, s.steps, s.prebuild_id,
         p.project_id, p.organization_id, p.state, p.status_version, p.error, p.snapshot,
         -- The instance that the prebuild's version speaks of: a newer one
         -- than this (nothing we say counts), this one (its versions compare,
@@ -318,7 +318,7 @@ prebuild AS MATERIALIZED (
         p.instance_id <> s.id AND (coalesce(p.instance_created, '-infinity'), p.instance_id) > (s.creation, s.id) AS newer_speaks,
         CASE WHEN p.instance_id IS NULL THEN p.status_version > 0 ELSE p.instance_id = s.id END AS bound
     FROM (
-        SELECT position, fence, id, creation, floor, workspace_id, steps, prebuild_id
+        SELECT position, fence, id, creation, old_version, floor, workspace_id, steps, prebuild_id
         FROM spoken
         WHERE rank = 1 AND prebuild_id IS NOT NULL
         ORDER BY prebuild_id
@@ -358,7 +358,7 @@ decided AS MATERIALIZED (
             (array_agg(s.state ORDER BY s.ordinal) FILTER (WHERE s.state IN ('available', 'timeout', 'aborted', 'failed')))[1] AS first_end,
             (array_agg(s.state ORDER BY s.ordinal DESC))[1] AS last_state
         FROM ROWS FROM (jsonb_to_recordset(p.steps) AS (version bigint, state text)) WITH ORDINALITY AS s (version, state, ordinal)
-        WHERE (s.version > p.floor OR s.version = 0 AND p.floor = 0)
+        WHERE (s.version > p.floor OR s.version = 0 AND p.old_version = 0)
             AND (NOT p.bound OR p.status_version = 0 OR s.version > p.status_version)
     ) counting
     -- An end is final: the one that the row has reached, or the first of ours.
@@ -374,16 +374,14 @@ decided AS MATERIALIZED (
         FROM ROWS FROM (jsonb_to_recordset(p.steps) AS (version bigint, state text, error text, snapshot text, headless text))
             WITH ORDINALITY AS s (version, state, error, snapshot, headless, ordinal)
         WHERE s.state = end_state.state AND NOT coalesce(p.newer_speaks, false)
-            AND (s.version > p.floor OR s.version = 0 AND p.floor = 0)
+            AND (s.version > p.floor OR s.version = 0 AND p.old_version = 0)
             AND (NOT p.bound OR p.status_version = 0 OR s.version > p.status_version)
         ORDER BY s.ordinal DESC
         LIMIT 1
     ) last_word ON true
 ),
 
-prebuild_-- The planner must never start from the table here. It does not, since it
--- takes an equality with a constant for very selective.
-written AS (
+prebuild_written AS (
     UPDATE prebuilt_workspace p
     SET state = d.state, error = d.error, snapshot = d.snapshot,
         status_version = d.version, instance_id = d.id, instance_created = d.creation
