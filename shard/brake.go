@@ -4,7 +4,8 @@ import "time"
 
 // Brake is what the planner remembers of a sudden loss of many replicas. The
 // others would be crushed by what the lost ones carried, and a loss like that
-// is more often a network that fails than that many machines.
+// is more often a network that fails than that many machines. A loss counts for
+// one lease time, so a plan is to be made whenever a replica is lost.
 //
 // The zero value is a brake that is off.
 type Brake struct {

@@ -23,10 +23,11 @@ type Handover struct {
 	Record Record
 	limits Limits
 	// due is when the phase ends by itself, zero when it does not.
-	due      time.Time
-	failures int
-	hold     time.Time
-	avoid    string
+	due time.Time
+	// Moves that failed in a row, and owners in a row that did not raise.
+	failures, unraised int
+	hold               time.Time
+	avoid              string
 }
 
 // Resume takes a stored record up; the zero Record is a shard never owned.
@@ -132,7 +133,7 @@ func (h *Handover) arm(now time.Time) {
 	case PhaseRelease:
 		h.due = now.Add(h.limits.Release)
 	case PhaseRaise:
-		h.due = now.Add(h.limits.Raise << min(h.failures, 4))
+		h.due = now.Add(h.limits.Raise << min(h.unraised, 4))
 	default:
 		h.due = time.Time{}
 	}
@@ -154,8 +155,8 @@ func (h *Handover) grant(owner, former string, reason Reason, now time.Time) {
 // its intake already; it takes it up again when it reads the record, and its
 // epoch still holds.
 func (h *Handover) back(why Abort, now time.Time) Outcome {
-	h.Record.Next, h.Record.Former = "", ""
-	if why != AbortCancelled {
+	h.Record.Next, h.Record.Former, h.Record.Reason = "", "", ReasonReturn
+	if why == AbortTimeout || why == AbortUnready {
 		h.fail(now)
 	}
 	h.enter(PhaseOwned, now)
@@ -178,7 +179,7 @@ func (h *Handover) fail(now time.Time) {
 // settle ends a hand-over that went well, whatever failed before it.
 func (h *Handover) settle(now time.Time) {
 	h.Record.Next, h.Record.Former = "", ""
-	h.failures, h.hold, h.avoid = 0, time.Time{}, ""
+	h.failures, h.unraised, h.hold, h.avoid = 0, 0, time.Time{}, ""
 	h.enter(PhaseOwned, now)
 }
 
@@ -357,6 +358,7 @@ func (h *Handover) tick(now time.Time) Outcome {
 		return h.back(AbortTimeout, now)
 	case PhaseRaise:
 		h.avoid = r.Owner
+		h.unraised++
 		h.fail(now)
 		reason := ReasonReturn
 		if r.Reason == ReasonOrphan {

@@ -172,7 +172,7 @@ const (
 type Limits struct {
 	Prepare time.Duration // 30 s
 	Release time.Duration // 15 s
-	// Raise doubles with each failure in a row: a database that is away is no
+	// Raise doubles with each owner in a row that does not raise: a database that is away is no
 	// reason to hunt for another owner.
 	Raise time.Duration // 10 s
 	// Unowned is how often a plan is asked for while there is no owner.

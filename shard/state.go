@@ -144,8 +144,8 @@ const (
 	// ReasonResumed is a shard kept by the owner that proved to hold its fence;
 	// never planned.
 	ReasonResumed Reason = "resumed"
-	// ReasonReturn is a shard given back because its next owner did not take
-	// it; never planned.
+	// ReasonReturn is a shard that its owner keeps, or gets back, as a hand-over
+	// was given up; never planned.
 	ReasonReturn Reason = "return"
 	// ReasonReslice releases a shard for another number of slices; never
 	// planned.
