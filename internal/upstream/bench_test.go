@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
 
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/proto/wsman"
@@ -96,7 +95,7 @@ func BenchmarkStream(b *testing.B) {
 		}
 		var m message
 		for range b.N {
-			if err := stream.(grpc.ClientStream).RecvMsg(&m); err != nil {
+			if err := stream.RecvMsg(&m); err != nil {
 				b.Fatal(err)
 			}
 			m.release()

@@ -504,6 +504,17 @@ func TestCallsWithoutRun(t *testing.T) {
 	}
 }
 
+func TestUnixSocket(t *testing.T) {
+	f := newFake(t)
+	f.address = t.TempDir() + "/ws.sock"
+	f.setQuietly(at(1, 1))
+	f.start(t, nil)
+	c := run(t, f, func(cfg *Config) { cfg.Cluster.URL = "unix://" + f.address })
+	awaitSynced(t, c.Client)
+	f.set(at(1, 2))
+	c.sink.awaitVersion(t, id(1), 2)
+}
+
 func TestSeriesGoWithTheCluster(t *testing.T) {
 	f := newFake(t)
 	f.start(t, nil)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -223,7 +224,11 @@ func newFake(t testing.TB) *fakeCluster {
 // start serves until the test ends or stop is called.
 func (f *fakeCluster) start(t testing.TB, creds credentials.TransportCredentials) {
 	t.Helper()
-	listener, err := net.Listen("tcp", f.address)
+	network := "tcp"
+	if strings.Contains(f.address, "/") {
+		network = "unix"
+	}
+	listener, err := net.Listen(network, f.address)
 	if err != nil {
 		t.Fatal(err)
 	}
