@@ -352,7 +352,7 @@ func mess(r *rand.Rand, now time.Time) State {
 }
 
 func TestPlanInAnyMess(t *testing.T) {
-	rounds := 20_000
+	rounds := 10_000
 	if testing.Short() {
 		rounds = 2000
 	}
