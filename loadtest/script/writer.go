@@ -37,11 +37,12 @@ func newWriter(rng *rand.Rand, of Type) *writer {
 	w.now = &wsman.WorkspaceStatus{
 		Id: instance,
 		Metadata: &wsman.WorkspaceMetadata{
-			Owner:     placeholder.Owner,
-			MetaId:    ws,
-			StartedAt: timestamppb.New(epoch.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond)),
-			Team:      proto.String("5d6f3a52-1d9c-4f0e-9a53-" + hexes(12)),
-			Project:   proto.String("71c4f1c2-65b9-4a8f-bb0d-" + hexes(12)),
+			Owner:       placeholder.Owner,
+			MetaId:      ws,
+			StartedAt:   timestamppb.New(epoch.Add(time.Duration(rng.IntN(1e6)) * time.Millisecond)),
+			Annotations: map[string]string{"context": "git.example.dev/acme/" + hexes(8)},
+			Team:        proto.String("5d6f3a52-1d9c-4f0e-9a53-" + hexes(12)),
+			Project:     proto.String("71c4f1c2-65b9-4a8f-bb0d-" + hexes(12)),
 		},
 		Spec: &wsman.WorkspaceSpec{
 			WorkspaceImage: "registry.eu.example.dev/workspace-images:" + hexes(40),
