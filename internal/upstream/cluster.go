@@ -35,6 +35,15 @@ type TLS struct {
 	CA, Cert, Key secret.String
 }
 
+// Equal says whether both prove the same to each other; nil is a plain
+// connection.
+func (t *TLS) Equal(other *TLS) bool {
+	if t == nil || other == nil {
+		return t == other
+	}
+	return t.CA.Reveal() == other.CA.Reveal() && t.Cert.Reveal() == other.Cert.Reveal() && t.Key.Reveal() == other.Key.Reveal()
+}
+
 // config gives nil for a plain connection.
 func (t *TLS) config() (*tls.Config, error) {
 	if t == nil {
