@@ -41,7 +41,7 @@ func (t *TLS) Equal(other *TLS) bool {
 	if t == nil || other == nil {
 		return t == other
 	}
-	return t.CA.Reveal() == other.CA.Reveal() && t.Cert.Reveal() == other.Cert.Reveal() && t.Key.Reveal() == other.Key.Reveal()
+	return t.CA.Equal(other.CA) && t.Cert.Equal(other.Cert) && t.Key.Equal(other.Key)
 }
 
 // config gives nil for a plain connection.
