@@ -1,0 +1,84 @@
+# Everything a developer or a CI needs; `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+TOOL    := go tool -modfile=tools/go.mod
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+# The linker says what the toolchain would ask git for, which refuses to answer
+# in a checkout of another user.
+BUILDFLAGS := -buildvcs=false
+LDFLAGS := -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+# Where concurrency is the point, tests run under the race detector.
+RACED := ^github.com/trestle-bridge/trestle/(pipeline|coordinator|internal/(upstream|store|publish|app))(/|$$)
+
+FUZZTIME ?= 10s
+TEST_TIMEOUT ?= 8m
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the binaries into bin/
+	go build $(BUILDFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: ## Show it working: simulated clusters, Postgres, Redis, and a check of every row
+	scripts/setup.sh --redis-optional
+	go build $(BUILDFLAGS) -ldflags '$(LDFLAGS)' -o bin/trestle ./cmd/trestle
+	bin/trestle dev --demo
+
+.PHONY: test
+test: ## Vet and test everything, the concurrent parts under the race detector
+	scripts/setup.sh
+	go vet ./...
+	@.ci/test '$(RACED)' '$(TEST_TIMEOUT)'
+
+.PHONY: race
+race: ## Test everything under the race detector
+	scripts/setup.sh
+	@.ci/test '' 30m
+
+.PHONY: lint
+lint: ## Check format, vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do [ -e "$$f" ] && echo "$$f"; done)); \
+	if [ -n "$$unformatted" ]; then printf 'not formatted by gofmt:\n%s\n' "$$unformatted" >&2; exit 1; fi
+	go vet ./...
+	$(TOOL) staticcheck ./...
+
+.PHONY: generate
+generate: ## Generate the code of the contracts in proto/
+	$(TOOL) buf generate
+	gofmt -w proto
+
+.PHONY: verify
+verify: generate ## Prove that generated code and go.mod are what is checked in
+	$(TOOL) buf lint
+	@if [ -n "$$(git status --porcelain -- proto)" ]; then \
+		git --no-pager diff -- proto; git status --short -- proto >&2; \
+		echo 'proto/ is not what is checked in: run make generate and commit' >&2; exit 1; \
+	fi
+	go mod tidy -diff
+	go mod verify
+
+.PHONY: bench
+bench: ## Measure against the raw limits of this machine
+	scripts/setup.sh
+	go run ./cmd/loadtest bench
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target for FUZZTIME (default 10s)
+	@go list ./... | while read -r p; do \
+		{ go test -list '^Fuzz' "$$p" | grep '^Fuzz' || true; } | while read -r f; do \
+			echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$p" </dev/null; \
+		done; \
+	done
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
+	go clean -testcache
