@@ -183,7 +183,7 @@ func TestTableIsTheOneInTheDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	row := regexp.MustCompile("(?m)^\\| *([0-9]) *\\|(.*)\\|$")
+	row := regexp.MustCompile(`(?m)^\| *([0-9]) *\|(.*)\|$`)
 	name := regexp.MustCompile("`([^`]+)`")
 	documented := map[string]int{}
 	for _, r := range row.FindAllStringSubmatch(string(text), -1) {
