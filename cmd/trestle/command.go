@@ -31,8 +31,9 @@ type program struct {
 	lookupEnv func(string) (string, bool)
 	path      string // --config
 
-	log     *slog.Logger // nil until the configuration is known
-	started bool         // a command was found, with the right arguments
+	level   slog.LevelVar // of log; may be changed while it is in use
+	log     *slog.Logger  // nil until the configuration is known
+	started bool          // a command was found, with the right arguments
 }
 
 // run is the whole program but for the process around it.
@@ -120,7 +121,8 @@ func (p *program) configured(c *cobra.Command, needs []config.Need, run func(con
 		if err != nil {
 			return err
 		}
-		p.log, err = observe.NewLogger(p.streams.err, cfg.Log.Format, cfg.Log.Level)
+		p.level.Set(cfg.Log.Level)
+		p.log, err = observe.NewLogger(p.streams.err, cfg.Log.Format, &p.level)
 		if err != nil {
 			return err
 		}
