@@ -72,6 +72,9 @@ func Run(ctx context.Context, o Options) error {
 		err := untilReached(ctx, log, "migrate the database", func(ctx context.Context) error {
 			return store.Migrate(ctx, cfg.Postgres.URL, log)
 		})
+		if ctx.Err() != nil {
+			return nil // stopped before anything was heard
+		}
 		if err != nil {
 			return err
 		}
@@ -89,7 +92,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer db.Close()
-	if err := untilReached(ctx, log, "check the database's schema", db.CheckSchema); err != nil {
+	if err := untilReached(ctx, log, "check the database's schema", db.CheckSchema); ctx.Err() != nil {
+		return nil
+	} else if err != nil {
 		return err
 	}
 
