@@ -56,6 +56,10 @@ type Config struct {
 	// published and right; default 30 s. Ready is how long to wait for the
 	// service to subscribe; default 30 s.
 	Settle, Ready time.Duration
+	// Silence is how long after the last publish nothing more is expected, if
+	// every change has been followed by one: then what is not right stays so.
+	// Default 5 s.
+	Silence time.Duration
 	// Sample: rows are read now and then just when their publish arrives. It
 	// finds publishes before their commit, and costs some queries.
 	Sample bool
@@ -84,7 +88,7 @@ func New(cfg Config) (*Test, error) {
 	for _, d := range []struct {
 		value    *time.Duration
 		standard time.Duration
-	}{{&cfg.ProgressInterval, time.Second}, {&cfg.Settle, 30 * time.Second}, {&cfg.Ready, 30 * time.Second}} {
+	}{{&cfg.ProgressInterval, time.Second}, {&cfg.Settle, 30 * time.Second}, {&cfg.Ready, 30 * time.Second}, {&cfg.Silence, 5 * time.Second}} {
 		if *d.value == 0 {
 			*d.value = d.standard
 		}
@@ -319,10 +323,6 @@ func (t *Test) progress(ctx context.Context) {
 // to wait between two checks.
 const quiet = 200 * time.Millisecond
 
-// silence is how long after the last publish nothing more is expected, if every
-// change has been followed by one.
-const silence = 5 * time.Second
-
 // settle waits until the tables and publishes are as they must be, or for as
 // long as it may, and reports.
 func (t *Test) settle(ctx context.Context, db *pgx.Conn) (*Report, error) {
@@ -341,7 +341,7 @@ func (t *Test) settle(ctx context.Context, db *pgx.Conn) (*Report, error) {
 			return nil, err
 		}
 		c := t.ledger.Counts()
-		if verdict.OK() || waiting.Err() != nil || c.Pending == 0 && time.Since(c.LastPublish) > silence {
+		if verdict.OK() || waiting.Err() != nil || c.Pending == 0 && time.Since(c.LastPublish) > t.cfg.Silence {
 			break
 		}
 	}

@@ -66,6 +66,10 @@ type Querier interface {
 // reads every table once and holds no more than one instance's row at a time,
 // but for the small tables. While updates are still under way it finds
 // differences that will be none later.
+//
+// If the server runs with track_commit_timestamp, every row must have been
+// published after its last commit. Without, a publish after the last change was
+// sent is all that can be asked for, which a publish of an earlier change may be.
 func (l *Ledger) Check(ctx context.Context, db Querier) (*Verdict, error) {
 	tokens, err := l.readTokens(ctx, db)
 	if err != nil {
@@ -81,20 +85,20 @@ func (l *Ledger) Check(ctx context.Context, db Querier) (*Verdict, error) {
 	}
 	v := &Verdict{}
 	seen := make([]bool, len(l.entries))
-	err = l.readRows(ctx, db, func(number int32, row *oracle.Row) {
+	err = l.readRows(ctx, db, func(number int32, row *oracle.Row, committed time.Time) {
 		seen[number] = true
 		got := oracle.Actual{Row: row, Metrics: metrics[number], Prebuild: prebuilds[number]}
 		if t := tokens[number]; t != nil {
 			got.Tokens, got.Survivors = t.doomed, t.survivors
 		}
-		l.checkOne(v, int(number), got)
+		l.checkOne(v, int(number), got, committed)
 	})
 	if err != nil {
 		return nil, err
 	}
 	for n, s := range seen {
 		if !s {
-			l.checkOne(v, n, oracle.Actual{})
+			l.checkOne(v, n, oracle.Actual{}, time.Time{})
 		}
 	}
 	l.mu.Lock()
@@ -104,8 +108,9 @@ func (l *Ledger) Check(ctx context.Context, db Querier) (*Verdict, error) {
 	return v, nil
 }
 
-// checkOne judges one instance.
-func (l *Ledger) checkOne(v *Verdict, number int, got oracle.Actual) {
+// checkOne judges one instance, whose row was last committed at a time; the zero
+// time is unknown.
+func (l *Ledger) checkOne(v *Verdict, number int, got oracle.Actual, committed time.Time) {
 	r := l.record(number)
 	gaps := l.Counts().Gaps > 0
 	v.Instances++
@@ -137,8 +142,13 @@ func (l *Ledger) checkOne(v *Verdict, number int, got oracle.Actual) {
 	diffs := oracle.Compare(rules, start, sent, mode, compared, until)
 	if full.Row != nil {
 		diffs = append(diffs, r.compareTokens(full.StoppedOnce, got)...)
-		if r.waiting > 0 && !gaps {
+		heard := l.epoch.Add(r.last)
+		switch {
+		case gaps:
+		case r.waiting > 0:
 			diffs = append(diffs, difference(oracle.Unpublished, channelInstances, "a publish after the last change", fmt.Sprintf("%d changes without", r.waiting)))
+		case r.changes > 0 && committed.After(heard):
+			diffs = append(diffs, difference(oracle.Unpublished, channelInstances, "a publish after the last commit", fmt.Sprintf("the last one %v before it", committed.Sub(heard))))
 		}
 		if r.sample.publish > 0 && r.sample.publish == r.publishes && r.sample.version < full.LowestVersion {
 			diffs = append(diffs, difference(oracle.Early, "version read on the last publish", full.LowestVersion, r.sample.version))
@@ -175,11 +185,23 @@ func (r *record) compareTokens(stopped bool, got oracle.Actual) []oracle.Differe
 	return diffs
 }
 
-func (l *Ledger) readRows(ctx context.Context, db Querier, each func(int32, *oracle.Row)) error {
+func (l *Ledger) readRows(ctx context.Context, db Querier, each func(int32, *oracle.Row, time.Time)) error {
+	// The function is an error where the setting is off, even if never called.
+	committed := "NULL::timestamptz"
+	setting, err := db.Query(ctx, `SELECT current_setting('track_commit_timestamp')`)
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	if tracked, err := pgx.CollectExactlyOneRow(setting, pgx.RowTo[string]); err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	} else if tracked == "on" {
+		committed = "pg_xact_commit_timestamp(xmin)"
+	}
 	rows, err := db.Query(ctx, `
 		SELECT id, coalesce(region, ''), coalesce(phase, ''), coalesce(status_version, 0),
 		       deployed_time, started_time, stopping_time, stopped_time,
-		       coalesce(ide_url, ''), coalesce(status, '{}')::text
+		       coalesce(ide_url, ''), coalesce(status, '{}')::text,
+		       `+committed+`
 		FROM workspace_instance`)
 	if err != nil {
 		return fmt.Errorf("read instances: %w", err)
@@ -191,9 +213,10 @@ func (l *Ledger) readRows(ctx context.Context, db Querier, each func(int32, *ora
 			row                                  oracle.Row
 			version                              int64
 			deployed, started, stopping, stopped *time.Time
+			commit                               *time.Time
 			document                             []byte
 		)
-		if err := rows.Scan(&id, &row.Region, &row.Phase, &version, &deployed, &started, &stopping, &stopped, &row.IDEURL, &document); err != nil {
+		if err := rows.Scan(&id, &row.Region, &row.Phase, &version, &deployed, &started, &stopping, &stopped, &row.IDEURL, &document, &commit); err != nil {
 			return fmt.Errorf("read instances: %w", err)
 		}
 		number, known := l.byID[id]
@@ -205,7 +228,7 @@ func (l *Ledger) readRows(ctx context.Context, db Querier, each func(int32, *ora
 		if err := json.Unmarshal(document, &row.Status); err != nil {
 			return fmt.Errorf("status of instance %s: %w", script.FormatUUID(id), err)
 		}
-		each(number, &row)
+		each(number, &row, orZero(commit))
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("read instances: %w", err)

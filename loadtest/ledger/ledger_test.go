@@ -26,6 +26,8 @@ type world struct {
 	scripts  []*script.Script
 	subjects []Subject
 	now      time.Time
+	// committed is when rows were last committed; zero: not known.
+	committed time.Time
 }
 
 func newWorld(t *testing.T, published func(int)) *world {
@@ -143,7 +145,7 @@ func (w *world) play(n int) {
 // verdict checks one instance as the tables have it.
 func (w *world) verdict(n int, got oracle.Actual) *Verdict {
 	v := &Verdict{}
-	w.checkOne(v, n, got)
+	w.checkOne(v, n, got, w.committed)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	v.add(w.faults...)
@@ -193,6 +195,11 @@ func TestEachFaultOfPublishingIsFound(t *testing.T) {
 			w.send(n, 7)
 			w.publish(n)
 			w.send(n, 1)
+		}, func(v *Verdict) int { return v.Unpublished }},
+		{"missing after the last commit", "lifecycle", func(w *world, n int) {
+			w.send(n, 8)
+			w.publish(n)
+			w.committed = w.tick()
 		}, func(v *Verdict) int { return v.Unpublished }},
 		{"before anything was sent", "lifecycle", func(w *world, n int) {
 			w.publish(n)
