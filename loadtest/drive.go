@@ -256,13 +256,15 @@ func (t *Test) flood(ctx context.Context, begin func()) error {
 		}
 		return nil
 	}
+	// One step at a time: then each publish belongs to the last one sent, and
+	// the ones after the flood to the changes after the flood.
 	for range script.FloodStep + 1 {
 		if err := everyone(); err != nil {
 			return err
 		}
-	}
-	if err := t.ledger.AwaitPublished(ctx); err != nil {
-		return err
+		if err := t.ledger.AwaitPublished(ctx); err != nil {
+			return err
+		}
 	}
 	begin()
 	if err := t.pour(ctx, players, stems); err != nil {

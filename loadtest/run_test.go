@@ -220,7 +220,7 @@ func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong fun
 	stop := make(chan struct{})
 	sctx, end := context.WithCancel(sctx)
 	test, err := New(Config{
-		Work: work, Postgres: url, Redis: stack.Redis.Addr(), NeverDrop: true, Sample: true, Settle: 10 * time.Second, Silence: 500 * time.Millisecond,
+		Work: work, Postgres: url, Redis: stack.Redis.Addr(), NeverDrop: true, Sample: true, Settle: 10 * time.Second, Silence: time.Second,
 		Register: func(_ context.Context, clusters []Cluster) error {
 			for _, c := range clusters {
 				service.Go(func() error { return b.follow(sctx, c) })
