@@ -212,13 +212,13 @@ func (t *Test) watch(ctx context.Context, number int) {
 		if err := t.clusters[number].Await(ctx, func(s sim.Stats) bool {
 			now = s
 			return s.Snapshots != before.Snapshots || s.Subscribed != before.Subscribed ||
-				s.Subscribers != before.Subscribers || s.Dropped != before.Dropped
+				s.Subscribers != before.Subscribers || s.Dropped != before.Dropped || s.Unheard != before.Unheard
 		}); err != nil {
 			return
 		}
-		nobody := now.Subscribers == 0 && before.Subscribed > 0
-		back := before.Subscribers == 0 && before.Subscribed > 0 && now.Subscribers > 0
-		if nobody || back || now.Dropped != before.Dropped {
+		// Once when nobody hears any more, and once when somebody does again.
+		back := before.Unheard > 0 && before.Subscribers == 0 && now.Subscribers > 0
+		if now.Unheard != before.Unheard || back || now.Dropped != before.Dropped {
 			t.ledger.Cut(number)
 		}
 		if now.Snapshots != before.Snapshots {

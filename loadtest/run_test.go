@@ -3,7 +3,6 @@ package loadtest
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +22,7 @@ import (
 	"github.com/trestle-bridge/trestle/loadtest/ledger"
 	"github.com/trestle-bridge/trestle/loadtest/oracle"
 	"github.com/trestle-bridge/trestle/loadtest/script"
+	"github.com/trestle-bridge/trestle/loadtest/sim"
 	"github.com/trestle-bridge/trestle/proto/wsman"
 )
 
@@ -44,6 +44,8 @@ CREATE TABLE gitpod_token (token_hash text PRIMARY KEY, user_id text, name text)
 type bridge struct {
 	db    *pgx.Conn
 	redis *redis.Client
+	// clusters are the simulated ones, by name.
+	clusters map[string]*sim.Cluster
 	// wrong says what to spoil of the update with a number, from 1.
 	wrong func(n int) fault
 
@@ -88,22 +90,41 @@ func (b *bridge) follow(ctx context.Context, c Cluster) error {
 	}
 	defer conn.Close()
 	client := wsman.NewWorkspaceManagerClient(conn)
+	for ctx.Err() == nil {
+		if err := b.hear(ctx, c, client); err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hear is one subscription, with the snapshot that it begins with. That the
+// stream ends is no error.
+func (b *bridge) hear(ctx context.Context, c Cluster, client wsman.WorkspaceManagerClient) error {
 	stream, err := client.Subscribe(ctx, &wsman.SubscribeRequest{}, grpc.ForceCodecV2(tolerant{encoding.GetCodecV2(proto.Name)}))
 	if err != nil {
 		return err
 	}
-	if _, err := client.GetWorkspaces(ctx, &wsman.GetWorkspacesRequest{}); err != nil {
+	// The test sends nothing before a snapshot, but the subscription must stand
+	// before the snapshot is taken: a client cannot know, this one asks.
+	if err := b.clusters[c.Name].AwaitSubscribers(ctx, 1); err != nil {
 		return err
+	}
+	snapshot, err := client.GetWorkspaces(ctx, &wsman.GetWorkspacesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, s := range snapshot.GetStatus() {
+		if err := b.write(ctx, c, s); err != nil {
+			return err
+		}
 	}
 	for {
 		m, err := stream.Recv()
-		if ctx.Err() != nil {
+		if err != nil {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("hear %s: %w", c.Name, err)
-		}
-		if err := b.write(ctx, c, m.GetStatus()); err != nil && ctx.Err() == nil {
+		if err := b.write(ctx, c, m.GetStatus()); err != nil {
 			return err
 		}
 	}
@@ -195,7 +216,7 @@ func (b *bridge) store(ctx context.Context, id [16]byte, s ledger.Subject, o ora
 }
 
 // play runs a test against a bridge.
-func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong func(int) fault) *Report {
+func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong func(int) fault, meanwhile func(*Test)) *Report {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -215,12 +236,19 @@ func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong fun
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}})
 	defer client.Close()
 
-	b := &bridge{db: db, redis: client, wrong: wrong, heard: make(map[[16]byte]*history)}
+	b := &bridge{db: db, redis: client, wrong: wrong, heard: make(map[[16]byte]*history), clusters: make(map[string]*sim.Cluster)}
 	service, sctx := errgroup.WithContext(ctx)
 	stop := make(chan struct{})
 	sctx, end := context.WithCancel(sctx)
-	test, err := New(Config{
+	var test *Test
+	test, err = New(Config{
 		Work: work, Postgres: url, Redis: stack.Redis.Addr(), NeverDrop: true, Sample: true, Settle: 10 * time.Second, Silence: time.Second,
+		ProgressInterval: 20 * time.Millisecond,
+		Progress: func(Progress) {
+			if meanwhile != nil {
+				meanwhile(test)
+			}
+		},
 		Register: func(_ context.Context, clusters []Cluster) error {
 			for _, c := range clusters {
 				service.Go(func() error { return b.follow(sctx, c) })
@@ -230,6 +258,9 @@ func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong fun
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, c := range test.Clusters() {
+		b.clusters[c.Name()] = c
 	}
 	for n := range test.work.Instances {
 		s := test.work.subject(test.library, n)
@@ -275,7 +306,7 @@ func TestAgainstABridge(t *testing.T) {
 		"stale":   {Shape: Stale, Instances: 10, Messages: 500},
 		"short":   {Shape: Storm, Instances: 100, Wave: 30, Short: true},
 	} {
-		r := play(t, stack, name, work, right)
+		r := play(t, stack, name, work, right, nil)
 		if !r.OK() {
 			t.Errorf("%s: %s\n%+v", name, r.Unsettled, r.Verdict)
 		}
@@ -285,6 +316,16 @@ func TestAgainstABridge(t *testing.T) {
 		if work.Messages > 0 && r.Repeats+r.Stale != int64(work.Messages) {
 			t.Errorf("%s: %d repeats and %d stale", name, r.Repeats, r.Stale)
 		}
+	}
+
+	cuts := 0
+	r := play(t, stack, "cut", Work{Shape: Steady, Instances: 60, Wave: 20, Rate: 1000, Odd: 0.5}, right, func(test *Test) {
+		if cuts++; cuts == 5 || cuts == 10 {
+			test.Clusters()[0].CutStreams()
+		}
+	})
+	if !r.OK() || r.Verdict.Exact == 60 || r.Verdict.Exact == 0 {
+		t.Errorf("cut: %s\n%+v", r.Unsettled, r.Verdict)
 	}
 
 	work := Work{Shape: Storm, Instances: 20}
@@ -303,7 +344,7 @@ func TestAgainstABridge(t *testing.T) {
 				return tc.what
 			}
 			return nothing
-		})
+		}, nil)
 		if r.OK() || !tc.found(r.Verdict) {
 			t.Errorf("%s: %s\n%+v", name, r.Unsettled, r.Verdict)
 		}

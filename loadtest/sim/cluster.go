@@ -96,6 +96,9 @@ type Stats struct {
 	Subscribers, Subscribed int
 	// Dropped subscribers had a full buffer.
 	Dropped int
+	// Unheard is how often the last subscription that stood has ended: what is
+	// published until the next one reaches nobody.
+	Unheard int
 	// Snapshots were answered with a list.
 	Snapshots int
 	// Described is the number of DescribeCluster calls that were answered.
@@ -224,8 +227,7 @@ func (c *Cluster) Publish(ctx context.Context, updates ...Update) error {
 			}
 			if s.behind() >= c.cfg.Buffer {
 				c.stats.Dropped++
-				s.finish(status.Errorf(codes.ResourceExhausted, "subscriber is %d messages behind", c.cfg.Buffer), false)
-				c.notify()
+				c.finish(s, status.Errorf(codes.ResourceExhausted, "subscriber is %d messages behind", c.cfg.Buffer), false)
 				continue
 			}
 			s.push(u.Message)
@@ -319,7 +321,7 @@ func (c *Cluster) CutStreams() {
 	defer c.mu.Unlock()
 	for s := range c.subscribers {
 		if s.end == nil {
-			s.finish(status.Error(codes.Unavailable, "stream cut"), true)
+			c.finish(s, status.Error(codes.Unavailable, "stream cut"), true)
 		}
 	}
 }
@@ -362,12 +364,33 @@ func (c *Cluster) AwaitSubscribers(ctx context.Context, n int) error {
 func (c *Cluster) count() Stats {
 	s := c.stats
 	s.Live = len(c.live)
-	for sub := range c.subscribers {
-		if sub.end == nil {
-			s.Subscribers++
+	s.Subscribers = c.standing()
+	return s
+}
+
+// standing is the number of subscriptions that stand. mu is held.
+func (c *Cluster) standing() (n int) {
+	for s := range c.subscribers {
+		if s.end == nil {
+			n++
 		}
 	}
-	return s
+	return n
+}
+
+// finish ends a subscription that stands, with or without what waits. mu is
+// held.
+func (c *Cluster) finish(s *subscriber, err error, discard bool) {
+	s.end = err
+	if discard {
+		s.queue = nil
+	}
+	s.ready.Signal()
+	c.room.Broadcast()
+	if c.standing() == 0 {
+		c.stats.Unheard++
+	}
+	c.notify()
 }
 
 // notify wakes those who wait in Await or hang. mu is held.

@@ -200,7 +200,7 @@ func (c *Cluster) subscribe(stream grpc.ServerStream) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if s.end == nil {
-			s.finish(context.Cause(ctx), true)
+			c.finish(s, context.Cause(ctx), true)
 		}
 	})
 	defer stop()
@@ -235,7 +235,7 @@ func (c *Cluster) feed(stream grpc.ServerStream, s *subscriber) error {
 				c.mu.Lock()
 				defer c.mu.Unlock()
 				if s.end == nil {
-					s.finish(err, true)
+					c.finish(s, err, true)
 				}
 				return s.end
 			}
@@ -269,13 +269,4 @@ func (s *subscriber) push(m Message) {
 	if len(s.queue) == 1 {
 		s.ready.Signal()
 	}
-}
-
-// finish ends the subscription, with or without what waits.
-func (s *subscriber) finish(err error, discard bool) {
-	s.end = err
-	if discard {
-		s.queue = nil
-	}
-	s.ready.Signal()
 }
