@@ -18,7 +18,8 @@ var (
 )
 
 // Mask returns address with what is secret in it replaced by xxxxx: the
-// password before the host of a URL, query parameters such as password and
+// password before the host of a URL (of an HTTP URL without one the user name,
+// which then is a key), query parameters such as password and
 // token, and password=... in a connection string of keywords and values. A
 // text that is malformed is masked too much rather than too little.
 func Mask(address string) string {
@@ -41,7 +42,11 @@ func Mask(address string) string {
 	user := ""
 	if end >= 0 {
 		user, rest = rest[:end], rest[end:]
-		if name, _, has := strings.Cut(user, ":"); has {
+		name, password, has := strings.Cut(user, ":")
+		switch {
+		case strings.HasPrefix(scheme, "http") && password == "":
+			user = mask // services that take a key take it as the name
+		case has:
 			user = name + ":" + mask
 		}
 	}

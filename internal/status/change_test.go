@@ -139,9 +139,14 @@ func TestChangeShowsNoContent(t *testing.T) {
 	s.Message = "message to the owner"
 	c := history{s}.change(t, status.Rules{}, 0)
 	holder := struct{ C *status.Change }{c}
+	raw, err := proto.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := status.Heard{ID: testID, Raw: raw}
 
 	var shown bytes.Buffer
-	for _, value := range []any{c, *c, &c, []*status.Change{c}, []status.Change{*c}, holder, &holder, map[string]any{"c": c}} {
+	for _, value := range []any{heard, &heard, []status.Heard{heard}, c, *c, &c, []*status.Change{c}, []status.Change{*c}, holder, &holder, map[string]any{"c": c}} {
 		for verb := 'A'; verb <= 'z'; verb++ {
 			if verb == 'w' || verb == 'p' {
 				continue // fmt prints what it takes for a misuse raw; go vet refuses it
@@ -155,7 +160,7 @@ func TestChangeShowsNoContent(t *testing.T) {
 			slog.New(handler).Info("a change", "c", value, slog.Group("g", "c", value))
 		}
 	}
-	_, err := status.Rules{}.Change(status.Heard{ID: testID, Raw: protowire.AppendString(protowire.AppendTag(nil, 6, protowire.BytesType), ownerToken+"\xff")})
+	_, err = status.Rules{}.Change(status.Heard{ID: testID, Raw: protowire.AppendString(protowire.AppendTag(nil, 6, protowire.BytesType), ownerToken+"\xff")})
 	fmt.Fprintf(&shown, "%v %+v %#v", err, err, err)
 
 	if !strings.Contains(shown.String(), c.String()) {

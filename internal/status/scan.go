@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"math"
 	"time"
 
@@ -32,6 +34,20 @@ type Heard struct {
 	// unless tracing is on and the update had one.
 	Trace string
 }
+
+// String names the status without its content, which holds the owner's token.
+func (h Heard) String() string {
+	return fmt.Sprintf("status of %s at version %d (%d bytes)", h.ID, h.Version, len(h.Raw))
+}
+
+// Format is String for every verb.
+func (h Heard) Format(f fmt.State, _ rune) { io.WriteString(f, h.String()) }
+
+// LogValue is String.
+func (h Heard) LogValue() slog.Value { return slog.StringValue(h.String()) }
+
+// MarshalText is String, also for encoding/json.
+func (h Heard) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
 // Reason says why a status is invalid. The set is bounded: it is fit to be a
 // metric's label.
