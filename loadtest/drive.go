@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trestle-bridge/trestle/loadtest/pace"
 	"github.com/trestle-bridge/trestle/loadtest/script"
 	"github.com/trestle-bridge/trestle/loadtest/sim"
 )
@@ -106,8 +107,9 @@ func (t *Test) steady(ctx context.Context) error {
 	}
 	unplayed := len(slots)
 	start := time.Now()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
+	due := func(k int) time.Time {
+		return start.Add(time.Duration(float64(k) / t.work.Rate * float64(time.Second)))
+	}
 	turn := 0
 	for k := 0; len(slots) > 0; {
 		now := time.Now()
@@ -115,13 +117,13 @@ func (t *Test) steady(ctx context.Context) error {
 			return nil
 		}
 		for ; len(slots) > 0; k++ {
-			due := start.Add(time.Duration(float64(k) / t.work.Rate * float64(time.Second)))
-			if due.After(now) {
+			at := due(k)
+			if at.After(now) {
 				break
 			}
 			turn %= len(slots)
 			p := slots[turn]
-			if err := t.clusters[p.cluster].Publish(ctx, t.take(p, due)); err != nil {
+			if err := t.clusters[p.cluster].Publish(ctx, t.take(p, at)); err != nil {
 				return err
 			}
 			switch {
@@ -137,10 +139,8 @@ func (t *Test) steady(ctx context.Context) error {
 				slots = slots[:last]
 			}
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("send: %w", ctx.Err())
+		if err := pace.Until(ctx, due(k)); err != nil {
+			return fmt.Errorf("send: %w", err)
 		}
 	}
 	return nil
@@ -269,6 +269,9 @@ func (t *Test) flood(ctx context.Context, begin func()) error {
 	begin()
 	if err := t.pour(ctx, players, stems); err != nil {
 		return err
+	}
+	if t.cfg.Flooded != nil {
+		t.cfg.Flooded()
 	}
 	return everyone()
 }

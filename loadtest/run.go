@@ -49,6 +49,9 @@ type Config struct {
 	// Begin, if set, is called just before the first message that counts:
 	// the moment to start a measurement.
 	Begin func()
+	// Flooded, if set, is called when the last message of a flood has been
+	// handed to the streams, before the changes that follow it are sent.
+	Flooded func()
 	// Progress, if set, is called every ProgressInterval (default 1 s).
 	Progress         func(Progress)
 	ProgressInterval time.Duration
@@ -114,7 +117,7 @@ func New(cfg Config) (*Test, error) {
 		lc.Published = t.ready.add
 	}
 	for c := range t.work.Clusters {
-		lc.Clusters = append(lc.Clusters, clusterName(c))
+		lc.Clusters = append(lc.Clusters, t.work.clusterName(c))
 	}
 	if t.ledger, err = ledger.New(lc); err != nil {
 		return nil, err

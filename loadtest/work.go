@@ -47,6 +47,9 @@ type Work struct {
 	// Clusters is the number of clusters, default 1. Instances are dealt to
 	// them in turn.
 	Clusters int
+	// Name is what the names of the clusters begin with, default "sim": for
+	// several tests against one service.
+	Name string
 	// Instances is how many rows are seeded and, time allowing, played.
 	Instances int
 	// Wave is how many instances are live at once, default 2,000: the size of
@@ -69,6 +72,9 @@ type Work struct {
 func (w *Work) complete() error {
 	if w.Clusters == 0 {
 		w.Clusters = 1
+	}
+	if w.Name == "" {
+		w.Name = "sim"
 	}
 	if w.Wave == 0 {
 		w.Wave = 2000
@@ -105,7 +111,7 @@ func (w *Work) complete() error {
 }
 
 // clusterName is how the simulated clusters are called.
-func clusterName(n int) string { return fmt.Sprintf("sim-%03d", n) }
+func (w *Work) clusterName(n int) string { return fmt.Sprintf("%s-%03d", w.Name, n) }
 
 // elsewhere is the region of instances that belong to none of them.
 const elsewhere = "another-installation"
@@ -122,7 +128,7 @@ func (w *Work) subject(lib *script.Library, number int) ledger.Subject {
 		s = lib.Pick(w.Seed, number, w.Odd)
 	}
 	cluster := number % w.Clusters
-	region := clusterName(cluster)
+	region := w.clusterName(cluster)
 	if s.Role == script.Foreign {
 		region = elsewhere
 	}
