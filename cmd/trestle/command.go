@@ -89,7 +89,8 @@ func (p *program) root() *cobra.Command {
 }
 
 func (p *program) serve() *cobra.Command {
-	return p.configured(&cobra.Command{
+	var profiles profiles
+	c := p.configured(&cobra.Command{
 		Use:   "serve",
 		Short: "Run the service until SIGTERM or SIGINT; a second signal ends it at once",
 	}, []config.Need{config.NeedPostgres, config.NeedRedis}, func(ctx context.Context, cfg *config.Config) error {
@@ -97,8 +98,12 @@ func (p *program) serve() *cobra.Command {
 			return err
 		}
 		version, revision := build()
-		return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log})
+		return profiles.around(func() error {
+			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log})
+		})
 	})
+	profiles.addFlags(c)
+	return c
 }
 
 func (p *program) migrate() *cobra.Command {
