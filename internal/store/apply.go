@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -162,15 +163,17 @@ func encodeFences(fences []shard.Fence) (params [][]byte, position []int32) {
 }
 
 func encodeRefs(refs []OutboxRef) [][]byte {
-	owners, lanes := newArray(oidText, len(refs), 32), newArray(oidInt4, len(refs), 4)
-	seqs, shards := newArray(oidInt8, len(refs), 8), newArray(oidText, len(refs), 16)
+	shards, owners := newArray(oidText, len(refs), 16), newArray(oidText, len(refs), 32)
+	epochs, seqs := newArray(oidInt8, len(refs), 8), newArray(oidInt8, len(refs), 8)
+	lanes := newArray(oidInt4, len(refs), 4)
 	for _, ref := range refs {
-		owners.text(ref.Owner)
-		lanes.int4(int32(ref.Lane))
-		seqs.int8(ref.Seq)
 		shards.text(ref.Shard.String())
+		epochs.int8(int64(ref.Epoch))
+		seqs.int8(ref.Seq)
+		lanes.int4(int32(ref.Lane))
+		owners.text(ref.Owner)
 	}
-	return [][]byte{owners.param(), lanes.param(), seqs.param(), shards.param()}
+	return [][]byte{shards.param(), epochs.param(), seqs.param(), lanes.param(), owners.param()}
 }
 
 func spokenConditions() []byte {
@@ -186,51 +189,47 @@ func spokenConditions() []byte {
 type entryArrays struct {
 	parts applyParts
 
-	position, fence, id, version, ideURL, document, conditions    array
-	rung, phase, cleared, revived, failed, kept                   array
-	deployedAt, runningAt, stoppingAt, stoppedAt, openAt, laterAt array
-	further, metrics, steps                                       array
+	position, fence, id, version, ideURL, document array
+	phase, cleared, failed, kept                   array
+	deployedAt, runningAt, stoppingAt, stoppedAt   array
+	// Of the parts.
+	rung, revived, openStopAt, laterStopAt, further array
+	metrics, measured                               array
+	steps                                           array
 }
 
 func newEntryArrays(n int) *entryArrays {
 	times := func() array { return newArray(oidTimestamptz, n, 8) }
 	return &entryArrays{
 		position: newArray(oidInt4, n, 4), fence: newArray(oidInt4, n, 4), id: newArray(oidUUID, n, 16),
-		version: newArray(oidInt8, n, 8), ideURL: newArray(oidText, n, 64),
-		document: newArray(oidJSONB, n, 512), conditions: newArray(oidJSONB, n, 96),
-		rung: newArray(oidInt8, n, 8), phase: newArray(oidText, n, 12), cleared: newArray(oidBool, n, 1),
-		revived: newArray(oidBool, n, 1), failed: newArray(oidText, n, 8), kept: newArray(oidJSONB, n, 160),
-		deployedAt: times(), runningAt: times(), stoppingAt: times(), stoppedAt: times(), openAt: times(), laterAt: times(),
-		further: newArray(oidJSONB, n, 0), metrics: newArray(oidJSONB, n, 0), steps: newArray(oidJSONB, n, 0),
+		version: newArray(oidInt8, n, 8), ideURL: newArray(oidText, n, 64), document: newArray(oidJSONB, n, 640),
+		phase: newArray(oidText, n, 12), cleared: newArray(oidBool, n, 1), failed: newArray(oidText, n, 0), kept: newArray(oidJSONB, n, 160),
+		deployedAt: times(), runningAt: times(), stoppingAt: times(), stoppedAt: times(),
+		rung: newArray(oidInt8, n, 8), revived: newArray(oidBool, n, 1), openStopAt: times(), laterStopAt: times(), further: newArray(oidJSONB, n, 0),
+		metrics: newArray(oidText, n, 64), measured: newArray(oidInt8, n, 8),
+		steps: newArray(oidJSONB, n, 0),
 	}
 }
 
 func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
+	rungs := c.Rungs()
+	first := rungs[0]
+
 	e.position.int4(int32(position))
 	e.fence.int4(fence)
 	e.id.uuid(c.ID)
 	e.version.int8(toStored(c.Version))
 	e.ideURL.text(c.IDEURL)
-	e.document.jsonb(c.Document)
-	e.conditions.jsonb(c.Conditions)
-
-	rungs := c.Rungs()
-	first := rungs[0]
-	e.rung.int8(toStored(first.Version))
+	e.document.jsonb(wholeDocument(c, first.Phase))
 	e.phase.textOrNull(string(first.Phase))
 	e.cleared.bool(first.Cleared)
-	e.revived.bool(first.Revived)
 	e.failed.textOrNull(first.Failed)
 	e.kept.jsonb(first.Kept())
 	e.deployedAt.time(first.DeployedAt)
 	e.runningAt.time(first.RunningAt)
 	e.stoppingAt.time(first.StoppingAt)
 	e.stoppedAt.time(first.StoppedAt)
-	e.openAt.time(first.OpenStopAt)
-	e.laterAt.time(first.LaterStopAt)
 
-	metrics := first.Metrics.JSON()
-	e.metrics.jsonb(metrics)
 	var further []byte
 	if len(rungs) > 1 {
 		var err error
@@ -238,19 +237,30 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 			return fmt.Errorf("encode the change of %s: %w", c.ID, err)
 		}
 	}
+	// What one update alone does can do without these.
+	if further != nil || first.Revived || !first.LaterStopAt.IsZero() || !first.OpenStopAt.Equal(first.StoppedAt) {
+		e.parts.Folded = true
+	}
+	e.rung.int8(toStored(first.Version))
+	e.revived.bool(first.Revived)
+	e.openStopAt.time(first.OpenStopAt)
+	e.laterStopAt.time(first.LaterStopAt)
 	e.further.jsonb(further)
+
+	metrics, measured := encodeMetrics(first.Metrics)
+	e.metrics.textOrNull(string(metrics))
+	e.measured.int8(measured)
+
 	var steps []byte
 	if said := c.PrebuildSteps(); len(said) > 0 {
 		var err error
 		if steps, err = json.Marshal(said); err != nil {
 			return fmt.Errorf("encode the prebuild of %s: %w", c.ID, err)
 		}
+		e.parts.Prebuilds = true
 	}
 	e.steps.jsonb(steps)
 
-	e.parts.Folded = e.parts.Folded || further != nil
-	e.parts.Metrics = e.parts.Metrics || metrics != nil
-	e.parts.Prebuilds = e.parts.Prebuilds || steps != nil
 	for _, rung := range rungs {
 		e.parts.Stops = e.parts.Stops || !rung.OpenStopAt.IsZero() || !rung.LaterStopAt.IsZero()
 		e.parts.Metrics = e.parts.Metrics || rung.Metrics != status.Metrics{}
@@ -258,21 +268,45 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 	return nil
 }
 
+// wholeDocument is the document of a change with its phase and conditions: all
+// of what most rows take over as it is.
+func wholeDocument(c *status.Change, phase status.Phase) []byte {
+	whole := make([]byte, 0, len(c.Document)+len(c.Conditions)+len(phase)+32)
+	whole = append(whole, c.Document[:len(c.Document)-1]...) // without the last brace
+	if phase != "" {
+		whole = append(whole, `,"phase":"`...)
+		whole = append(whole, phase...)
+		whole = append(whole, '"')
+	}
+	whole = append(whole, `,"conditions":`...)
+	whole = append(whole, c.Conditions...)
+	return append(whole, '}')
+}
+
+// encodeMetrics gives metrics as JSON, nil if there are none, and a hash of
+// them that is not 0.
+func encodeMetrics(m status.Metrics) (encoded []byte, hash int64) {
+	encoded = m.JSON()
+	if encoded == nil {
+		return nil, 0
+	}
+	return encoded, int64(xxhash.Sum64(encoded) | 1)
+}
+
 func (e *entryArrays) params() [][]byte {
 	return [][]byte{
-		e.position.param(), e.fence.param(), e.id.param(), e.version.param(), e.ideURL.param(),
-		e.document.param(), e.conditions.param(),
-		e.rung.param(), e.phase.param(), e.cleared.param(), e.revived.param(), e.failed.param(), e.kept.param(),
-		e.deployedAt.param(), e.runningAt.param(), e.stoppingAt.param(), e.stoppedAt.param(), e.openAt.param(), e.laterAt.param(),
+		e.position.param(), e.fence.param(), e.id.param(), e.version.param(), e.ideURL.param(), e.document.param(),
+		e.phase.param(), e.cleared.param(), e.failed.param(), e.kept.param(),
+		e.deployedAt.param(), e.runningAt.param(), e.stoppingAt.param(), e.stoppedAt.param(),
 	}
 }
 
 func (e *entryArrays) partParams() (params [][]byte) {
 	if e.parts.Folded {
-		params = append(params, e.further.param())
+		params = append(params, e.rung.param(), e.revived.param(), e.openStopAt.param(), e.laterStopAt.param(), e.further.param())
 	}
 	if e.parts.Metrics {
-		params = append(params, e.metrics.param())
+		params = append(params, e.metrics.param(), e.measured.param())
 	}
 	if e.parts.Prebuilds {
 		params = append(params, e.steps.param())
@@ -289,6 +323,7 @@ type rungJSON struct {
 	Failed      string          `json:"failed,omitempty"`
 	Kept        json.RawMessage `json:"kept,omitempty"`
 	Metrics     json.RawMessage `json:"metrics,omitempty"`
+	Measured    int64           `json:"measured"`
 	DeployedAt  time.Time       `json:"deployed_at,omitzero"`
 	RunningAt   time.Time       `json:"running_at,omitzero"`
 	StoppingAt  time.Time       `json:"stopping_at,omitzero"`
@@ -300,9 +335,10 @@ type rungJSON struct {
 func encodeRungs(rungs []status.Step) ([]byte, error) {
 	out := make([]rungJSON, len(rungs))
 	for i, rung := range rungs {
+		metrics, measured := encodeMetrics(rung.Metrics)
 		out[i] = rungJSON{
 			Version: rung.Version, Phase: rung.Phase, Cleared: rung.Cleared, Revived: rung.Revived, Failed: rung.Failed,
-			Kept: rung.Kept(), Metrics: rung.Metrics.JSON(),
+			Kept: rung.Kept(), Metrics: metrics, Measured: measured,
 			DeployedAt: micros(rung.DeployedAt), RunningAt: micros(rung.RunningAt), StoppingAt: micros(rung.StoppingAt),
 			StoppedAt: micros(rung.StoppedAt), OpenStopAt: micros(rung.OpenStopAt), LaterStopAt: micros(rung.LaterStopAt),
 		}

@@ -40,59 +40,8 @@ fence AS MATERIALIZED (
     ) held ON true
 ),
 
--- The rows, locked in the order given, which is that of their ids.
-locked AS MATERIALIZED (
-    SELECT
-        e.position, e.fence, e.cluster, e.id, e.version, e.ide_url, e.document, e.conditions,
-        e.rung, e.phase, e.cleared, e.revived, e.failed, e.kept,
-        e.deployed_at, e.running_at, e.stopping_at, e.stopped_at, e.open_stop_at, e.later_stop_at,
-        {{if .Folded}}e.further,{{end}}
-        {{if .Metrics}}e.metrics,{{end}}
-        {{if .Prebuilds}}e.steps,{{end}}
-        i.workspace_id, coalesce(i.region, '') AS region, i.creation_time AS old_creation,
-        i.deployed_time AS old_deployed, i.started_time AS old_started,
-        i.stopping_time AS old_stopping, i.stopped_time AS old_stopped,
-        i.ide_url AS old_ide_url, i.phase AS old_phase, i.status_version AS old_version,
-        -- A swept row counts as one version older than it is: what it held,
-        -- heard again, revives it.
-        i.status_version - (i.swept AND i.status_version > 0)::int AS floor,
-        i.status AS old_status,
-        w.owner_id
-    FROM (
-        SELECT u.*, (SELECT clusters FROM fence)[u.fence] AS cluster
-        FROM unnest(
-            $5::int[], $6::int[], $7::uuid[], $8::bigint[], $9::text[], $10::jsonb[], $11::jsonb[],
-            $12::bigint[], $13::text[], $14::bool[], $15::bool[], $16::text[], $17::jsonb[],
-            $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::timestamptz[], $22::timestamptz[], $23::timestamptz[]
-            {{if .Folded}}, {{.FurtherArg}}::jsonb[]{{end}}
-            {{if .Metrics}}, {{.MetricsArg}}::jsonb[]{{end}}
-            {{if .Prebuilds}}, {{.StepsArg}}::jsonb[]{{end}}
-        ) AS u (
-            position, fence, id, version, ide_url, document, conditions,
-            rung, phase, cleared, revived, failed, kept,
-            deployed_at, running_at, stopping_at, stopped_at, open_stop_at, later_stop_at
-            {{if .Folded}}, further{{end}}
-            {{if .Metrics}}, metrics{{end}}
-            {{if .Prebuilds}}, steps{{end}}
-        )
-        OFFSET 0
-    ) e
-    LEFT JOIN LATERAL (
-        SELECT i.workspace_id, i.region, i.creation_time, i.deployed_time, i.started_time, i.stopping_time,
-            i.stopped_time, i.ide_url, i.phase, i.status_version, i.swept, i.status
-        FROM workspace_instance i
-        WHERE i.id = e.id AND e.cluster IS NOT NULL
-        FOR NO KEY UPDATE
-    ) i ON true
-    LEFT JOIN LATERAL (
-        SELECT w.owner_id
-        FROM workspace w
-        WHERE w.id = i.workspace_id
-        LIMIT 1
-    ) w ON true
-),
-
--- What becomes of each row, every new value with it.
+-- What becomes of each row, every new value with it. From the inside out: the
+-- row is locked, the rung is chosen, the outcome judged, the values computed.
 judged AS MATERIALIZED (
     SELECT
         n.position, n.fence, n.id, n.version, n.ide_url,
@@ -106,7 +55,7 @@ judged AS MATERIALIZED (
             THEN 2
             ELSE n.outcome
         END AS outcome,
-        n.floor, n.old_version, n.workspace_id, n.owner_id, n.region, n.creation, n.phase,
+        n.old_version, n.workspace_id, n.owner_id, n.region, n.creation, n.phase,
         n.deployed, n.started, n.stopping, n.stopped, n.status,
         n.outcome = 1 AND n.running_at IS NOT NULL AND n.old_started IS NULL AS starts,
         n.stop_at,
@@ -115,14 +64,15 @@ judged AS MATERIALIZED (
         -- STOPPING on a row that is stopped: only a STOPPED has a stopped_at.
         n.outcome = 1 AND n.old_phase = 'stopped' AND NOT n.cleared
             AND n.stopping_at IS NOT NULL AND n.stopped_at IS NULL AS ignores_stopping,
-        CASE WHEN n.outcome = 1 AND NOT n.old_conditions ? 'firstUserActivity'
+        CASE WHEN n.outcome = 1 AND n.conditions ? 'firstUserActivity' AND NOT n.old_conditions ? 'firstUserActivity'
             THEN n.conditions ->> 'firstUserActivity' END AS first_activity,
-        coalesce(n.old_conditions ->> 'neededImageBuild' = 'true', false) AS built_image
-        {{if .Metrics}}, n.metrics{{end}}
-        {{if .Prebuilds}}, n.steps{{end}}
+        CASE WHEN n.running_at IS NOT NULL
+            THEN coalesce(n.old_conditions ->> 'neededImageBuild' = 'true', false) END AS built_image
+        {{if .Metrics}}, n.metrics, coalesce(n.measured, n.old_measured) AS measured, n.measures{{end}}
+        {{if .Prebuilds}}, n.floor, n.steps{{end}}
     FROM (
         SELECT
-            r.position, r.fence, r.id, r.version, r.ide_url, r.outcome, r.floor, r.conditions,
+            r.position, r.fence, r.id, r.version, r.ide_url, r.outcome, r.conditions,
             r.workspace_id, r.owner_id, r.region, r.old_creation AS creation,
             r.old_version, r.old_deployed, r.old_started, r.old_stopping, r.old_stopped, r.old_ide_url, r.old_phase,
             r.old_status, r.old_conditions,
@@ -141,33 +91,45 @@ judged AS MATERIALIZED (
                 coalesce(CASE WHEN r.old_stopped IS NULL THEN r.open_stop_at END, r.later_stop_at)
             END AS stop_at,
             -- Keys that nobody speaks of survive: what is new is laid over
-            -- what is there. Of some the first value is kept; in the common
-            -- case the row has them all, which is cheap to see.
+            -- what is there. Every operation on a document costs a good part
+            -- of what the rest of the row costs, hence the shortcuts, which
+            -- nearly all rows take.
             CASE WHEN r.outcome = 1 THEN
+                -- Of these the first value is kept. Mostly the row has them
+                -- all, or lacks them with all that is around them.
                 CASE
                     WHEN r.kept IS NULL OR r.old_status @> r.kept THEN r.old_status
+                    WHEN (r.kept || r.old_status) @> r.kept THEN r.kept || r.old_status
                     ELSE trestle_fill(r.old_status, r.kept)
                 END
-                || (r.document || jsonb_build_object(
-                    'phase', r.new_phase,
-                    'conditions', (r.old_conditions - $24::text[]) || r.conditions
-                        || CASE WHEN r.failed IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('failed', r.failed) END
-                ))
+                || CASE
+                    -- The document comes with conditions and a phase.
+                    WHEN r.new_phase = r.document_phase AND r.failed IS NULL THEN
+                        CASE
+                            WHEN r.old_conditions - $19::text[] = '{}' THEN r.document
+                            ELSE jsonb_set(r.document, '{conditions}', (r.old_conditions - $19::text[]) || r.conditions)
+                        END
+                    ELSE r.document || jsonb_build_object(
+                        'phase', r.new_phase,
+                        'conditions', (r.old_conditions - $19::text[]) || r.conditions
+                            || CASE WHEN r.failed IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('failed', r.failed) END)
+                END
             END AS status
-            {{if .Metrics}}, r.metrics{{end}}
-            {{if .Prebuilds}}, r.steps{{end}}
+            {{if .Metrics}}, r.metrics, r.measured, r.old_measured,
+            (r.metrics IS NOT NULL AND r.measured <> r.old_measured)::int AS measures{{end}}
+            {{if .Prebuilds}}, r.floor, r.steps{{end}}
         FROM (
             SELECT
-                c.position, c.fence, c.id, c.version, c.ide_url, c.document, c.conditions,
-                c.workspace_id, coalesce(c.owner_id, '') AS owner_id, c.region, c.floor,
+                c.position, c.fence, c.id, c.version, c.ide_url, c.document, c.document -> 'conditions' AS conditions,
+                c.workspace_id, coalesce(c.owner_id, '') AS owner_id, c.region,
                 c.old_creation, c.old_version, c.old_deployed, c.old_started, c.old_stopping, c.old_stopped, c.old_ide_url, c.old_phase,
                 -- Others write the document too; what is no object is none.
                 CASE WHEN jsonb_typeof(c.old_status) = 'object' THEN c.old_status ELSE '{}' END AS old_status,
-                CASE WHEN jsonb_typeof(c.old_status -> 'conditions') = 'object' THEN c.old_status -> 'conditions' ELSE '{}' END AS old_conditions,
+                CASE WHEN jsonb_typeof(c.old_conditions) = 'object' THEN c.old_conditions ELSE '{}' END AS old_conditions,
                 CASE
                     WHEN c.cluster IS NULL THEN 6
                     WHEN c.workspace_id IS NULL THEN 4
-                    WHEN c.region NOT IN (c.cluster, '', $25::text) THEN 5
+                    WHEN c.region NOT IN (c.cluster, '', $20::text) THEN 5
                     WHEN NOT c.counts THEN 3
                     ELSE 1
                 END AS outcome,
@@ -175,19 +137,17 @@ judged AS MATERIALIZED (
                     WHEN c.phase IS NULL OR c.old_phase = 'stopped' AND NOT c.cleared THEN c.old_phase
                     ELSE c.phase
                 END AS new_phase,
-                c.cleared, c.revived, c.failed, c.kept,
+                c.document_phase, c.cleared, c.revived, c.failed, c.kept,
                 c.deployed_at, c.running_at, c.stopping_at, c.stopped_at, c.open_stop_at, c.later_stop_at
-                {{if .Metrics}}, c.metrics{{end}}
-                {{if .Prebuilds}}, c.steps{{end}}
+                {{if .Metrics}}, c.metrics, c.measured, c.old_measured{{end}}
+                {{if .Prebuilds}}, c.floor, c.steps{{end}}
             FROM (
-            {{- if .Folded}}
-                -- The first rung above the stored version has the effect. It
-                -- nearly always is the first of all, which comes in columns.
                 SELECT
-                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.document, l.conditions,
+                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.document, l.phase AS document_phase,
                     l.workspace_id, l.owner_id, l.region, l.floor,
                     l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
-                    l.old_ide_url, l.old_phase, l.old_status,
+                    l.old_ide_url, l.old_phase, l.old_status, l.old_status -> 'conditions' AS old_conditions,
+                    {{- if .Folded}}
                     l.first OR f.version IS NOT NULL AS counts,
                     CASE WHEN l.first THEN l.phase ELSE f.phase END AS phase,
                     CASE WHEN l.first THEN l.cleared ELSE f.cleared END AS cleared,
@@ -200,18 +160,77 @@ judged AS MATERIALIZED (
                     CASE WHEN l.first THEN l.stopped_at ELSE f.stopped_at END AS stopped_at,
                     CASE WHEN l.first THEN l.open_stop_at ELSE f.open_stop_at END AS open_stop_at,
                     CASE WHEN l.first THEN l.later_stop_at ELSE f.later_stop_at END AS later_stop_at
-                    {{if .Metrics}}, CASE WHEN l.first THEN l.metrics ELSE f.metrics END AS metrics{{end}}
+                    {{if .Metrics}}, CASE WHEN l.first THEN l.metrics ELSE f.metrics END AS metrics,
+                    CASE WHEN l.first THEN l.measured ELSE f.measured END AS measured{{end}}
+                    {{- else}}
+                    l.first AS counts, l.phase, l.cleared, false AS revived, l.failed, l.kept,
+                    l.deployed_at, l.running_at, l.stopping_at, l.stopped_at,
+                    l.stopped_at AS open_stop_at, NULL::timestamptz AS later_stop_at
+                    {{if .Metrics}}, l.metrics, l.measured{{end}}
+                    {{- end}}
+                    {{if .Metrics}}, l.old_measured{{end}}
                     {{if .Prebuilds}}, l.steps{{end}}
                 FROM (
-                    SELECT locked.*, CASE WHEN rung = 0 THEN old_version = 0 ELSE rung > floor END AS first
-                    FROM locked
+                    SELECT
+                        e.position, e.fence, e.cluster, e.id, e.version, e.ide_url, e.document,
+                        e.phase, e.cleared, e.failed, e.kept, e.deployed_at, e.running_at, e.stopping_at, e.stopped_at,
+                        {{if .Folded}}e.revived, e.open_stop_at, e.later_stop_at, e.further,{{end}}
+                        {{if .Metrics}}e.metrics, e.measured, i.measured AS old_measured,{{end}}
+                        {{if .Prebuilds}}e.steps,{{end}}
+                        i.workspace_id, i.region, i.creation_time AS old_creation,
+                        i.deployed_time AS old_deployed, i.started_time AS old_started,
+                        i.stopping_time AS old_stopping, i.stopped_time AS old_stopped,
+                        i.ide_url AS old_ide_url, i.phase AS old_phase, i.status AS old_status,
+                        i.status_version AS old_version, i.floor,
+                        CASE WHEN e.rung = 0 THEN i.status_version = 0 ELSE e.rung > i.floor END AS first,
+                        (SELECT w.owner_id FROM workspace w WHERE w.id = i.workspace_id) AS owner_id
+                    FROM (
+                        SELECT
+                            u.position, u.fence, (SELECT clusters FROM fence)[u.fence] AS cluster, u.id, u.version, u.ide_url, u.document,
+                            u.phase, u.cleared, u.failed, u.kept, u.deployed_at, u.running_at, u.stopping_at, u.stopped_at,
+                            {{if .Folded}}u.revived, u.open_stop_at, u.later_stop_at, u.further,{{end}}
+                            {{if .Metrics}}u.metrics, u.measured,{{end}}
+                            {{if .Prebuilds}}u.steps,{{end}}
+                            {{if .Folded}}u.rung{{else}}u.version AS rung{{end}}
+                        FROM unnest(
+                            $5::int[], $6::int[], $7::uuid[], $8::bigint[], $9::text[], $10::jsonb[],
+                            $11::text[], $12::bool[], $13::text[], $14::jsonb[],
+                            $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[]
+                            {{if .Folded}}, {{arg "rung"}}::bigint[], {{arg "revived"}}::bool[], {{arg "open_stop_at"}}::timestamptz[],
+                            {{arg "later_stop_at"}}::timestamptz[], {{arg "further"}}::jsonb[]{{end}}
+                            {{if .Metrics}}, {{arg "metrics"}}::text[], {{arg "measured"}}::bigint[]{{end}}
+                            {{if .Prebuilds}}, {{arg "steps"}}::jsonb[]{{end}}
+                        ) AS u (
+                            position, fence, id, version, ide_url, document, phase, cleared, failed, kept,
+                            deployed_at, running_at, stopping_at, stopped_at
+                            {{if .Folded}}, rung, revived, open_stop_at, later_stop_at, further{{end}}
+                            {{if .Metrics}}, metrics, measured{{end}}
+                            {{if .Prebuilds}}, steps{{end}}
+                        )
+                        OFFSET 0
+                    ) e
+                    -- Locked in the order given, which is that of the ids.
+                    LEFT JOIN LATERAL (
+                        SELECT i.workspace_id, coalesce(i.region, '') AS region, i.creation_time, i.deployed_time, i.started_time,
+                            i.stopping_time, i.stopped_time, i.ide_url, i.phase, i.status_version, i.status
+                            {{if .Metrics}}, i.measured{{end}},
+                            -- A swept row counts as one version older than it
+                            -- is: what it held, heard again, revives it.
+                            i.status_version - (i.swept AND i.status_version > 0)::int AS floor
+                        FROM workspace_instance i
+                        WHERE i.id = e.id AND e.cluster IS NOT NULL
+                        FOR NO KEY UPDATE
+                    ) i ON true
                     OFFSET 0
                 ) l
+                {{- if .Folded}}
+                -- The first rung above the stored version has the effect. It
+                -- nearly always is the first of all, which comes in columns.
                 LEFT JOIN LATERAL (
-                    SELECT s.version, s.phase, s.cleared, s.revived, s.failed, s.kept, s.metrics,
+                    SELECT s.version, s.phase, s.cleared, s.revived, s.failed, s.kept, s.metrics, s.measured,
                         s.deployed_at, s.running_at, s.stopping_at, s.stopped_at, s.open_stop_at, s.later_stop_at
                     FROM jsonb_to_recordset(l.further) AS s (
-                        version bigint, phase text, cleared bool, revived bool, failed text, kept jsonb, metrics jsonb,
+                        version bigint, phase text, cleared bool, revived bool, failed text, kept jsonb, metrics text, measured bigint,
                         deployed_at timestamptz, running_at timestamptz, stopping_at timestamptz,
                         stopped_at timestamptz, open_stop_at timestamptz, later_stop_at timestamptz
                     )
@@ -219,19 +238,7 @@ judged AS MATERIALIZED (
                     ORDER BY s.version
                     LIMIT 1
                 ) f ON true
-            {{- else}}
-                SELECT
-                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.document, l.conditions,
-                    l.workspace_id, l.owner_id, l.region, l.floor,
-                    l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
-                    l.old_ide_url, l.old_phase, l.old_status,
-                    CASE WHEN l.rung = 0 THEN l.old_version = 0 ELSE l.rung > l.floor END AS counts,
-                    l.phase, l.cleared, l.revived, l.failed, l.kept,
-                    l.deployed_at, l.running_at, l.stopping_at, l.stopped_at, l.open_stop_at, l.later_stop_at
-                    {{if .Metrics}}, l.metrics{{end}}
-                    {{if .Prebuilds}}, l.steps{{end}}
-                FROM locked l
-            {{- end}}
+                {{- end}}
             ) c
             OFFSET 0
         ) r
@@ -245,27 +252,26 @@ written AS (
     UPDATE workspace_instance i
     SET status_version = j.version, swept = false, phase = j.phase, ide_url = j.ide_url,
         deployed_time = j.deployed, started_time = j.started, stopping_time = j.stopping, stopped_time = j.stopped,
-        status = j.status
+        status = j.status{{if .Metrics}}, measured = j.measured{{end}}
     FROM judged j
     WHERE i.id = j.id AND j.outcome = 1
 ),
 
 {{- if .Metrics}}
 
--- Only what says something new is written. (Containment takes a shorter array
--- for a part of a longer one; there are no arrays in what we are told.)
+-- An instance tells the same metrics over and over, so the row remembers what
+-- it was told last. Absent values never overwrite; containment takes a shorter
+-- array for a part of a longer one, but there are no arrays in what we are told.
 measured AS (
     INSERT INTO workspace_instance_metrics AS m (instance_id, metrics)
-    SELECT j.id, j.metrics
+    SELECT j.id, j.metrics::jsonb
     FROM judged j
-    LEFT JOIN LATERAL (
-        SELECT k.metrics
-        FROM workspace_instance_metrics k
-        WHERE k.instance_id = j.id
-        LIMIT 1
-    ) known ON true
-    WHERE j.outcome IN (1, 2) AND j.metrics IS NOT NULL AND (known.metrics @> j.metrics) IS NOT TRUE
-    ON CONFLICT (instance_id) DO UPDATE SET metrics = trestle_merge(m.metrics, excluded.metrics)
+    WHERE j.outcome IN (1, 2) AND j.measures = 1
+    ON CONFLICT (instance_id) DO UPDATE SET metrics = CASE
+        WHEN (m.metrics || excluded.metrics) @> m.metrics THEN m.metrics || excluded.metrics
+        ELSE trestle_merge(m.metrics, excluded.metrics)
+    END
+    WHERE NOT m.metrics @> excluded.metrics
 ),
 {{- end}}
 
@@ -414,28 +420,23 @@ lifecycle AS (
 
 -- What there is to tell, one row for each shard.
 told AS (
-    INSERT INTO trestle_outbox (shard, epoch, owner, lane, seq, payload)
-    SELECT ($1::text[])[n.fence], ($2::bigint[])[n.fence], ($3::text[])[n.fence], $26::int, $27::bigint,
+    INSERT INTO trestle_outbox (shard, epoch, owner, lane, seq, instances{{if .Prebuilds}}, prebuilds{{end}})
+    SELECT ($1::text[])[n.fence], ($2::bigint[])[n.fence], ($3::text[])[n.fence], $21::int, $22::bigint,
         {{- if .Prebuilds}}
-        json_strip_nulls(json_build_object(
-            'instances', json_agg(n.instance ORDER BY n.position) FILTER (WHERE n.instance IS NOT NULL),
-            'prebuilds', json_agg(n.prebuild ORDER BY n.position) FILTER (WHERE n.prebuild IS NOT NULL),
-            'headless', json_agg(n.headless ORDER BY n.position) FILTER (WHERE n.headless IS NOT NULL)))
+        coalesce(array_agg(n.instance) FILTER (WHERE n.instance IS NOT NULL), '{}'),
+        json_agg(n.prebuild) FILTER (WHERE n.prebuild IS NOT NULL)
         {{- else}}
-        json_build_object('instances', json_agg(n.instance ORDER BY n.position))
+        array_agg(n.instance)
         {{- end}}
     FROM (
-        SELECT j.fence, j.position,
-            json_build_object('ownerID', j.owner_id, 'instanceID', j.id, 'workspaceID', j.workspace_id) AS instance
-            {{if .Prebuilds}}, NULL::json AS prebuild, NULL::json AS headless{{end}}
+        SELECT j.fence, j.id AS instance{{if .Prebuilds}}, NULL::json AS prebuild{{end}}
         FROM judged j
         WHERE j.outcome = 1
         {{- if .Prebuilds}}
         UNION ALL
-        SELECT d.fence, d.position, NULL,
+        SELECT d.fence, NULL,
             json_build_object('status', d.state, 'prebuildID', d.prebuild_id, 'workspaceID', d.workspace_id,
-                'projectID', d.project_id, 'organizationID', nullif(d.organization_id, '')),
-            json_build_object('type', d.headless, 'workspaceID', d.workspace_id)
+                'projectID', d.project_id, 'organizationID', d.organization_id, 'headless', d.headless)
         FROM decided d
         WHERE d.outcome = 1
         {{- end}}
@@ -446,18 +447,19 @@ told AS (
 -- What has been published since the last batch.
 published AS (
     DELETE FROM trestle_outbox o
-    USING unnest($28::text[], $29::int[], $30::bigint[], $31::text[]) AS p (owner, lane, seq, shard)
+    USING unnest($23::text[], $24::bigint[], $25::bigint[], $26::int[], $27::text[]) AS p (shard, epoch, seq, lane, owner)
     CROSS JOIN LATERAL (
         SELECT k.ctid AS place
         FROM trestle_outbox k
-        WHERE k.owner = p.owner AND k.lane = p.lane AND k.seq = p.seq AND k.shard = p.shard
+        WHERE k.shard = p.shard AND k.epoch = p.epoch AND k.seq = p.seq AND k.lane = p.lane AND k.owner = p.owner
         LIMIT 1
     ) found
     WHERE o.ctid = found.place
 )
 
 SELECT j.position, j.outcome, CASE WHEN j.outcome = 1 THEN j.version ELSE j.old_version END AS stored,
-    j.owner_id, j.workspace_id, j.region,
+    j.owner_id, j.workspace_id,
+    CASE WHEN j.outcome = 5 OR j.starts OR j.first_activity IS NOT NULL THEN j.region END AS region,
     j.starts, j.stop_at IS NOT NULL AS stops, j.revives, j.keeps_failed, j.ignores_stopping,
     j.creation, j.started, j.first_activity, j.built_image
     {{if .Prebuilds}}

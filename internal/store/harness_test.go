@@ -193,8 +193,8 @@ func (b *bench) insert(rows ...*statustest.Row) {
 	for _, r := range rows {
 		batch.Queue(`INSERT INTO workspace (id, owner_id) VALUES ($1, $2)`, workspaceOf(r.ID), ownerOf(r.ID))
 		batch.Queue(`INSERT INTO workspace_instance (id, workspace_id, region, creation_time, status_version, swept, phase,
-				deployed_time, started_time, stopping_time, stopped_time, ide_url, status)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+				deployed_time, started_time, stopping_time, stopped_time, ide_url, status, workspace_image, workspace_class)
+			VALUES ($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 'registry.example.com/workspace-images/' || $1::uuid, 'standard')`,
 			[16]byte(r.ID), workspaceOf(r.ID), cluster, r.Created, int64(r.Version), r.Swept, r.Phase,
 			nullable(r.Deployed), nullable(r.Started), nullable(r.Stopping), nullable(r.Stopped), pgText(r.IDEURL), encode(b, pgValues(r.Status)))
 		if r.Metrics != nil {

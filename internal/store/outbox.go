@@ -30,11 +30,22 @@ type OutboxRow struct {
 }
 
 const outboxSQL = `
-SELECT shard, epoch, owner, lane, seq, created_at, payload
-FROM trestle_outbox
-WHERE shard = $1
-ORDER BY epoch, seq, lane, owner
-LIMIT $2`
+SELECT o.shard, o.epoch, o.owner, o.lane, o.seq, o.created_at, told.instances, o.prebuilds
+FROM (
+    SELECT shard, epoch, owner, lane, seq, created_at, instances, prebuilds
+    FROM trestle_outbox
+    WHERE shard = $1
+    ORDER BY epoch, seq, lane, owner
+    LIMIT $2
+) o
+LEFT JOIN LATERAL (
+    SELECT json_agg(json_build_object('ownerID', coalesce(w.owner_id, ''), 'instanceID', i.id, 'workspaceID', i.workspace_id)
+        ORDER BY u.ordinal) AS instances
+    FROM unnest(o.instances) WITH ORDINALITY AS u (id, ordinal)
+    JOIN workspace_instance i ON i.id = u.id
+    LEFT JOIN workspace w ON w.id = i.workspace_id
+) told ON true
+ORDER BY o.epoch, o.seq, o.lane, o.owner`
 
 // Outbox gives the oldest rows of a shard's outbox, whoever wrote them: epoch
 // after epoch and, within one, in the order of the commits in each lane.
@@ -53,16 +64,31 @@ func (s *Store) Outbox(ctx context.Context, id shard.ID, limit int) (out []Outbo
 func scanOutbox(row pgx.CollectableRow) (OutboxRow, error) {
 	var out OutboxRow
 	var name string
-	var payload []byte
-	if err := row.Scan(&name, &out.Ref.Epoch, &out.Ref.Owner, &out.Ref.Lane, &out.Ref.Seq, &out.CreatedAt, &payload); err != nil {
+	var instances, prebuilds []byte
+	if err := row.Scan(&name, &out.Ref.Epoch, &out.Ref.Owner, &out.Ref.Lane, &out.Ref.Seq, &out.CreatedAt, &instances, &prebuilds); err != nil {
 		return OutboxRow{}, err
 	}
 	var err error
 	if out.Ref.Shard, err = shard.ParseID(name); err != nil {
 		return OutboxRow{}, err
 	}
-	if err := json.Unmarshal(payload, &out.Events); err != nil {
-		return OutboxRow{}, fmt.Errorf("decode what %s has to tell: %w", name, err)
+	if instances != nil {
+		if err := json.Unmarshal(instances, &out.Events.Instances); err != nil {
+			return OutboxRow{}, fmt.Errorf("decode the instances of %s: %w", name, err)
+		}
+	}
+	if prebuilds != nil {
+		var told []struct {
+			event.Prebuild
+			Headless string `json:"headless"`
+		}
+		if err := json.Unmarshal(prebuilds, &told); err != nil {
+			return OutboxRow{}, fmt.Errorf("decode the prebuilds of %s: %w", name, err)
+		}
+		for _, p := range told {
+			out.Events.Prebuilds = append(out.Events.Prebuilds, p.Prebuild)
+			out.Events.Headless = append(out.Events.Headless, event.Headless{Type: p.Headless, WorkspaceID: p.WorkspaceID})
+		}
 	}
 	return out, nil
 }
@@ -71,11 +97,11 @@ func scanOutbox(row pgx.CollectableRow) (OutboxRow, error) {
 // apply.sql.
 const deleteOutboxSQL = `
 DELETE FROM trestle_outbox o
-USING unnest($1::text[], $2::int[], $3::bigint[], $4::text[]) AS p (owner, lane, seq, shard)
+USING unnest($1::text[], $2::bigint[], $3::bigint[], $4::int[], $5::text[]) AS p (shard, epoch, seq, lane, owner)
 CROSS JOIN LATERAL (
     SELECT k.ctid AS place
     FROM trestle_outbox k
-    WHERE k.owner = p.owner AND k.lane = p.lane AND k.seq = p.seq AND k.shard = p.shard
+    WHERE k.shard = p.shard AND k.epoch = p.epoch AND k.seq = p.seq AND k.lane = p.lane AND k.owner = p.owner
     LIMIT 1
 ) found
 WHERE o.ctid = found.place`
@@ -88,15 +114,16 @@ func (s *Store) DeleteOutbox(ctx context.Context, refs []OutboxRef) (err error) 
 		return nil
 	}
 	defer s.metrics.done("delete outbox", time.Now(), &err)
-	owners, lanes := make([]string, len(refs)), make([]int32, len(refs))
-	seqs, shards := make([]int64, len(refs)), make([]string, len(refs))
+	shards, owners := make([]string, len(refs)), make([]string, len(refs))
+	epochs, seqs, lanes := make([]int64, len(refs)), make([]int64, len(refs)), make([]int32, len(refs))
 	for i, ref := range refs {
-		owners[i], lanes[i], seqs[i], shards[i] = ref.Owner, int32(ref.Lane), ref.Seq, ref.Shard.String()
+		shards[i], owners[i] = ref.Shard.String(), ref.Owner
+		epochs[i], seqs[i], lanes[i] = int64(ref.Epoch), ref.Seq, int32(ref.Lane)
 	}
 	// A pipeline of two is one transaction and one round trip.
 	var batch pgx.Batch
 	batch.Queue("SET LOCAL synchronous_commit = off")
-	batch.Queue(deleteOutboxSQL, owners, lanes, seqs, shards)
+	batch.Queue(deleteOutboxSQL, shards, epochs, seqs, lanes, owners)
 	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("delete %d published rows of the outbox: %w", len(refs), err)
 	}

@@ -38,33 +38,27 @@ type statement struct{ name, sql string }
 
 type applyStatements [applyVariants]statement
 
-// The parameters that every variant has; those of the parts follow.
-const applyParameters = 31
+// The parameters that every variant has. Those of the parts follow, in the
+// order in which the statement names them.
+const applyParameters = 27
 
 func newApplyStatements() (*applyStatements, error) {
-	text, err := template.New("apply.sql").Parse(applySQL)
+	next := 0
+	text, err := template.New("apply.sql").Funcs(template.FuncMap{
+		// arg numbers a parameter; its name is for the reader.
+		"arg": func(string) string {
+			next++
+			return "$" + strconv.Itoa(next)
+		},
+	}).Parse(applySQL)
 	if err != nil {
 		return nil, fmt.Errorf("parse the statement of a batch: %w", err)
 	}
 	var all applyStatements
 	for i := range all {
-		parts := partsOf(i)
-		data := struct {
-			applyParts
-			FurtherArg, MetricsArg, StepsArg string
-		}{applyParts: parts}
-		arg := applyParameters
-		for _, of := range []struct {
-			needed bool
-			name   *string
-		}{{parts.Folded, &data.FurtherArg}, {parts.Metrics, &data.MetricsArg}, {parts.Prebuilds, &data.StepsArg}} {
-			if of.needed {
-				arg++
-				*of.name = "$" + strconv.Itoa(arg)
-			}
-		}
+		next = applyParameters
 		var sql strings.Builder
-		if err := text.Execute(&sql, data); err != nil {
+		if err := text.Execute(&sql, partsOf(i)); err != nil {
 			return nil, fmt.Errorf("compose the statement of a batch: %w", err)
 		}
 		all[i] = statement{name: "trestle_apply_" + strconv.Itoa(i), sql: sql.String()}

@@ -33,6 +33,8 @@ CREATE TABLE workspace_instance (
     -- The bridge's own: a sweep has stopped the row. The version that it
     -- holds, heard again, then counts as newer; applying it clears the mark.
     swept           boolean NOT NULL DEFAULT false,
+    -- The bridge's own: a hash of the metrics it was told last.
+    measured        bigint NOT NULL DEFAULT 0,
     deployed_time   timestamptz,
     started_time    timestamptz,
     stopping_time   timestamptz,
@@ -45,7 +47,7 @@ CREATE TABLE workspace_instance (
     workspace_class text DEFAULT '',
     status          jsonb NOT NULL DEFAULT '{}'
 ) WITH (
-    fillfactor = 50,
+    fillfactor = 30,
     -- A row with many ports may pass 2 kB. Up to this size it stays in one
     -- piece and uncompressed: compressing costs more than the whole update.
     toast_tuple_target = 4080,
@@ -137,8 +139,12 @@ CREATE TABLE trestle_outbox (
     lane       integer NOT NULL,
     seq        bigint NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
-    payload    json NOT NULL,
-    PRIMARY KEY (owner, lane, seq, shard)
+    -- Who they are and whose is looked up when they are published from here,
+    -- which is rare: the row would be ten times the size.
+    instances  uuid[] NOT NULL,
+    prebuilds  json,
+    -- The order of publishing. Within an epoch there is one owner.
+    PRIMARY KEY (shard, epoch, seq, lane, owner)
 ) WITH (
     -- Nearly all of it is dead at any time: vacuum by the number of dead rows
     -- alone, and without pauses, or the indexes grow and grow.
@@ -154,7 +160,8 @@ CREATE TABLE trestle_outbox (
     toast.autovacuum_vacuum_cost_delay = 0
 );
 
-CREATE INDEX trestle_outbox_shard ON trestle_outbox (shard, epoch, seq);
+-- Ids do not compress; do not try.
+ALTER TABLE trestle_outbox ALTER COLUMN instances SET STORAGE EXTERNAL;
 
 -- Changes that the database refused for their own sake. They are not tried
 -- again; a later update of the instance is.

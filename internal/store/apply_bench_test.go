@@ -1,0 +1,242 @@
+package store_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/internal/status/statustest"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/proto/wsman"
+)
+
+// lifecycle are the eight updates of an instance's life.
+var lifecycle = []wsman.WorkspacePhase{
+	wsman.WorkspacePhase_PENDING, wsman.WorkspacePhase_CREATING, wsman.WorkspacePhase_CREATING, wsman.WorkspacePhase_INITIALIZING,
+	wsman.WorkspacePhase_RUNNING, wsman.WorkspacePhase_RUNNING, wsman.WorkspacePhase_STOPPING, wsman.WorkspacePhase_STOPPED,
+}
+
+// realistic is the step-th update of an instance's life, 700 to 1,000 bytes on
+// the wire.
+func realistic(id status.InstanceID, step int) *wsman.WorkspaceStatus {
+	name := "coral-otter-" + id.String()[24:]
+	url := "https://" + name + ".ws-eu01.workspaces.example.com"
+	s := &wsman.WorkspaceStatus{
+		Id: id.String(),
+		Metadata: &wsman.WorkspaceMetadata{
+			Owner: ownerOf(id), MetaId: workspaceOf(id),
+			Metrics: &wsman.WorkspaceMetadata_Metrics{Image: &wsman.WorkspaceMetadata_ImageInfo{TotalSize: 5_123_456_789, WorkspaceImageSize: 812_345_678}},
+		},
+		Spec: &wsman.WorkspaceSpec{
+			WorkspaceImage: "registry.example.com/workspace-images/" + id.String(), Url: url, Timeout: "30m0s", Class: "standard",
+			IdeImage: &wsman.IDEImage{WebRef: "registry.example.com/ide/code:commit-0123456789abcdef", SupervisorRef: "registry.example.com/supervisor:main.1234"},
+		},
+		Phase:         lifecycle[step],
+		Conditions:    &wsman.WorkspaceConditions{PullingImages: empty, Deployed: empty, StoppedByRequest: empty},
+		Message:       "the workspace is on its way",
+		Auth:          &wsman.WorkspaceAuthentication{OwnerToken: "3Kd0pQ7xWmZr8vTnYbLc5sHfJg2aUe9i"},
+		StatusVersion: uint64(1_000_000 + step),
+	}
+	if step == 1 {
+		s.Conditions.PullingImages = wsman.WorkspaceConditionBool_TRUE
+	}
+	if step >= 2 {
+		s.Conditions.PullingImages, s.Conditions.Deployed = wsman.WorkspaceConditionBool_FALSE, wsman.WorkspaceConditionBool_TRUE
+		s.Runtime = &wsman.WorkspaceRuntimeInfo{NodeName: "gke-eu01-workspaces-2a-6b1f3c2d-x9kq", PodName: "ws-" + id.String(), NodeIp: "10.132.15.201"}
+	}
+	if step >= 4 {
+		s.InitializerMetrics = &wsman.InitializerMetrics{Git: &wsman.InitializerMetric{Duration: durationpb.New(2345 * time.Millisecond), Size: 123_456_789}}
+	}
+	if step >= 5 {
+		s.Spec.ExposedPorts = []*wsman.PortSpec{
+			{Port: 3000, Url: "https://3000-" + name + ".ws-eu01.workspaces.example.com"},
+			{Port: 8080, Url: "https://8080-" + name + ".ws-eu01.workspaces.example.com", Visibility: wsman.PortVisibility_PORT_VISIBILITY_PUBLIC},
+		}
+	}
+	return s
+}
+
+// lives are instances that each go through their eight updates, in batches
+// that hold instances of every age, as they come when the bridge is busy.
+type lives struct {
+	group   int // instances that begin with each batch
+	batches int
+	base    int
+}
+
+func (l lives) instances() int { return (l.batches + 8) * l.group }
+
+func (l lives) insert(b *bench) {
+	rows := make([]*statustest.Row, 0, l.instances())
+	for i := range l.instances() {
+		rows = append(rows, &statustest.Row{
+			ID: testID(l.base + i), Created: statustest.Epoch, Phase: "preparing",
+			Status: map[string]any{"version": 0, "phase": "preparing", "conditions": map[string]any{"neededImageBuild": false}},
+			Tokens: []string{testID(l.base+i).String() + "-default"},
+		})
+	}
+	for len(rows) > 0 {
+		n := min(len(rows), 2000)
+		b.insert(rows[:n]...)
+		rows = rows[n:]
+	}
+	b.exec("ANALYZE")
+}
+
+// batch gives what the instances of the k-th batch say.
+func (l lives) batch(k int) (out []*wsman.WorkspaceStatus) {
+	for step := range lifecycle {
+		for i := range l.group {
+			out = append(out, realistic(testID(l.base+(k+7-step)*l.group+i), step))
+		}
+	}
+	return out
+}
+
+func benchmarkApply(b *testing.B, connections, group, rows int, full bool) {
+	s := newBench(b, func(c *store.Config) { c.Lifecycle = full })
+	b.Cleanup(func() { reportHOT(b, s) })
+	each := make([]lives, connections)
+	batches := make([][][]*status.Change, connections)
+	for c := range each {
+		each[c] = lives{group: group, batches: max(8, b.N/connections+1), base: c * 100_000_000}
+		each[c].insert(s)
+		for k := range each[c].batches {
+			var changes []*status.Change
+			for _, said := range each[c].batch(k) {
+				changes = append(changes, change(b, said, statustest.Epoch.Add(time.Duration(k)*time.Second)))
+			}
+			// A smaller batch is a part of the sliding window.
+			for len(changes) > 0 {
+				n := min(rows, len(changes))
+				batches[c] = append(batches[c], changes[:n])
+				changes = changes[n:]
+			}
+		}
+	}
+	b.ResetTimer()
+	var wait sync.WaitGroup
+	for c := range each {
+		wait.Go(func() {
+			var published []store.OutboxRef
+			for k := range max(1, b.N/connections) {
+				batch := s.batch(batches[c][k]...)
+				batch.Lane, batch.Published = c, published
+				commit, err := s.Apply(context.Background(), batch)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				published = published[:0]
+				for _, row := range commit.Outbox {
+					published = append(published, row.Ref)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
+}
+
+// reportHOT logs what PostgreSQL counts of updates. Connections hand in their
+// counts when they end, hence the pools are closed first.
+func reportHOT(b *testing.B, s *bench) {
+	s.Close()
+	s.db.Reset()
+	ctx := context.Background()
+	var written, updates, hot int64
+	for sessions := 1; sessions > 0; {
+		if err := s.db.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'`).Scan(&sessions); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.db.QueryRow(ctx, `SELECT (SELECT count(*) FROM workspace_instance WHERE status_version > 0), n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'workspace_instance'`).Scan(&written, &updates, &hot); err != nil {
+		b.Fatal(err)
+	}
+	b.Logf("%d batches, %d rows written, %d of %d updates were HOT (%.3f)", b.N, written, hot, updates, float64(hot)/float64(max(updates, 1)))
+}
+
+func benchmarkRaw(b *testing.B, connections, group, rows int) {
+	s := newBench(b)
+	b.Cleanup(func() { reportHOT(b, s) })
+	each := make([]lives, connections)
+	type raw struct {
+		ids       [][16]byte
+		versions  []int64
+		documents []string
+		phases    []string
+	}
+	batches := make([][]raw, connections)
+	for c := range each {
+		each[c] = lives{group: group, batches: max(8, b.N/connections+1), base: c * 100_000_000}
+		each[c].insert(s)
+		for k := range each[c].batches {
+			var r raw
+			for _, said := range each[c].batch(k) {
+				chg := change(b, said, statustest.Epoch)
+				r.ids = append(r.ids, chg.ID)
+				r.versions = append(r.versions, int64(chg.Version))
+				r.documents = append(r.documents, rawDocument(b, chg))
+				r.phases = append(r.phases, string(chg.Rungs()[0].Phase))
+			}
+			for from := 0; from < len(r.ids); from += rows {
+				to := min(from+rows, len(r.ids))
+				batches[c] = append(batches[c], raw{r.ids[from:to], r.versions[from:to], r.documents[from:to], r.phases[from:to]})
+			}
+		}
+	}
+	b.ResetTimer()
+	var wait sync.WaitGroup
+	for c := range each {
+		wait.Go(func() {
+			for k := range max(1, b.N/connections) {
+				r := batches[c][k]
+				_, err := s.db.Exec(context.Background(), `
+					UPDATE workspace_instance i SET status_version = u.version, phase = u.phase, status = u.document
+					FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::text[]) AS u (id, version, document, phase)
+					WHERE i.id = u.id AND i.status_version < u.version`, r.ids, r.versions, r.documents, r.phases)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wait.Wait()
+	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
+}
+
+// rawDocument is the whole document that the change leads to.
+func rawDocument(t testing.TB, c *status.Change) string {
+	document := map[string]any{}
+	for _, part := range [][]byte{c.Document, c.Rungs()[0].Kept()} {
+		if part != nil {
+			if err := json.Unmarshal(part, &document); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	document["conditions"] = json.RawMessage(c.Conditions)
+	document["phase"] = c.Rungs()[0].Phase
+	return string(encode(t, document))
+}
+
+func BenchmarkBatch(b *testing.B) {
+	for _, connections := range []int{1, 2} {
+		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 62, 496, false) })
+		b.Run(fmt.Sprintf("raw-%d", connections), func(b *testing.B) { benchmarkRaw(b, connections, 62, 496) })
+	}
+}
+
+func BenchmarkSingle(b *testing.B) {
+	for _, connections := range []int{1, 4} {
+		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 1, 1, false) })
+		b.Run(fmt.Sprintf("raw-%d", connections), func(b *testing.B) { benchmarkRaw(b, connections, 1, 1) })
+	}
+}
