@@ -13,6 +13,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/config/settings"
 	"github.com/trestle-bridge/trestle/internal/observe"
+	"github.com/trestle-bridge/trestle/internal/publish"
 )
 
 // The exit codes; operators and tests rely on them.
@@ -97,6 +98,9 @@ func (p *program) serve() *cobra.Command {
 		if err := cfg.ReadFiles(); err != nil {
 			return err
 		}
+		// The driver has one logger for the whole process, so this is not for
+		// app.Run, which may run more than once in one.
+		publish.LogDriver(p.log.With("component", "redis"))
 		version, revision := build()
 		return profiles.around(func() error {
 			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log})

@@ -98,7 +98,6 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 
-	publish.LogDriver(log.With("component", "redis"))
 	redis, err := publish.New(publish.Config{
 		Redis:      publish.Redis{URL: cfg.Redis.Server},
 		Log:        log.With("component", "publish"),
