@@ -55,7 +55,9 @@ type Intake struct {
 	publishing, unpublished int
 	// published are outbox rows that were published and may still be there.
 	published map[store.OutboxRef]struct{}
-	wasFenced bool
+	// ended says that the term is over: the fence was refused, or Close was
+	// called. What is unpublished is the successor's then.
+	ended bool
 	// changed is closed and replaced when something that somebody may wait
 	// for has become less, and awaited says that somebody does.
 	changed chan struct{}
@@ -201,14 +203,14 @@ func (in *Intake) Drain(ctx context.Context) error {
 		return nil
 	}
 	err := in.await(ctx, func() bool {
-		return in.wasFenced || in.waiting.Load() == 0 && !in.behind && in.unpublished == 0 && in.publishing == 0
+		return in.ended || in.waiting.Load() == 0 && !in.behind && in.unpublished == 0 && in.publishing == 0
 	})
 	if err == nil {
 		// What is left in the outbox the next owner would publish again.
 		for _, l := range in.p.lanes {
 			l.acknowledge(ctx)
 		}
-		err = in.await(ctx, func() bool { return in.wasFenced || len(in.published) == 0 })
+		err = in.await(ctx, func() bool { return in.ended || len(in.published) == 0 })
 	}
 	if err != nil {
 		in.mu.Lock()
@@ -229,18 +231,13 @@ func (in *Intake) Close() {
 		l.drop(in)
 	}
 	in.p.remove(in)
-	in.lessen(func() { in.behind = false })
+	in.end()
 }
 
 // refuse is called when the store has refused the fence.
 func (in *Intake) refuse() {
 	in.stopped.Store(true)
-	first := false
-	in.lessen(func() {
-		first = !in.wasFenced
-		in.wasFenced = true
-		in.behind = false
-	})
+	first := in.end()
 	for _, l := range in.p.lanes {
 		l.drop(in)
 	}
@@ -249,6 +246,22 @@ func (in *Intake) refuse() {
 		in.log.Warn("another owner holds the shard's fence; what waited here is left to it")
 		close(in.fenced)
 	}
+}
+
+// end ends the term, and says whether it had not ended before.
+func (in *Intake) end() (first bool) {
+	in.lessen(func() {
+		first = !in.ended
+		in.ended, in.behind = true, false
+	})
+	return first
+}
+
+// hasEnded says whether the term is over.
+func (in *Intake) hasEnded() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.ended
 }
 
 // await waits until done, which is called under mu, says so.

@@ -368,6 +368,34 @@ func TestOrphanedOutboxGoesFirst(t *testing.T) {
 	}
 }
 
+// TestClosedShardPublishesNoMore: a shard that was given up while Redis was
+// away leaves its outbox to the successor, untouched.
+func TestClosedShardPublishesNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, publisher := newFakeStore(), &fakePublisher{}
+		publisher.fail = func(int) bool { return true }
+		b := newBench(t, db, publisher, Config{})
+		in := b.own(t, "eu01")
+		db.insert(instance(1))
+		offer(t, in, heard(t, instance(1), 1, "left behind"))
+		if err := in.await(t.Context(), func() bool { return in.waiting.Load() == 0 }); err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		publisher.mu.Lock()
+		publisher.fail, publisher.published = nil, nil
+		publisher.mu.Unlock()
+		time.Sleep(time.Minute)
+		if got := publisher.contents(instance(1)); len(got) != 0 {
+			t.Errorf("published %v after Close", got)
+		}
+		if len(db.outbox) != 1 {
+			t.Errorf("%d rows in the outbox, want the one for the successor", len(db.outbox))
+		}
+		b.stop()
+	})
+}
+
 // TestRefusedShardLosesItsOwnOnly raises the fence of one of two shards.
 func TestRefusedShardLosesItsOwnOnly(t *testing.T) {
 	db, publisher := newFakeStore(), &fakePublisher{}

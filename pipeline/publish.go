@@ -208,7 +208,7 @@ func (in *Intake) endPublish(ref store.OutboxRef, published bool) {
 // outbox is empty.
 func (in *Intake) fallBehind() {
 	in.mu.Lock()
-	if in.wasFenced {
+	if in.ended {
 		in.mu.Unlock()
 		return
 	}
@@ -246,13 +246,13 @@ func (in *Intake) recover(ctx context.Context) {
 		if err == nil {
 			err = in.publishOutbox(ctx)
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || in.hasEnded() {
 			return
 		}
 		if err == nil {
 			done := false
 			in.lessen(func() {
-				if done = !in.dirty || in.wasFenced; done {
+				if done = !in.dirty || in.ended; done {
 					in.behind, in.recovering = false, false
 				}
 			})
@@ -301,6 +301,9 @@ func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 		}
 	}
 	in.mu.Unlock()
+	if in.hasEnded() {
+		return 0, ErrClosed // the successor publishes them
+	}
 	if len(sets) > 0 {
 		if err := in.p.cfg.Publisher.Publish(ctx, sets); err != nil {
 			return 0, err

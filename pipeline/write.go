@@ -150,7 +150,7 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	live := entries[:0:0]
 	for _, e := range entries {
 		fence, ok := e.fence()
-		if !ok || e.in.isFenced() {
+		if !ok || e.in.hasEnded() {
 			continue // dropped with its intake
 		}
 		at, seen := fences[fence.Shard]
@@ -243,7 +243,7 @@ func (l *lane) account(e *entry, result store.Result) {
 		if e.doubt && result.Stored == change.Version {
 			outcome = outcomeSuccess // an attempt that seemed to fail has written it
 		} else {
-			l.p.metrics.stale.Inc()
+			l.p.metrics.stale.Add(float64(change.Updates))
 		}
 	case store.Foreign:
 		in.metrics.foreign.Inc()
@@ -277,11 +277,4 @@ func (l *lane) account(e *entry, result store.Result) {
 			l.p.metrics.prebuildsCompleted.WithLabelValues(prebuild.Status).Inc()
 		}
 	}
-}
-
-// isFenced says whether the store has refused the intake's fence.
-func (in *Intake) isFenced() bool {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.wasFenced
 }
