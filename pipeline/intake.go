@@ -208,7 +208,9 @@ func (in *Intake) Drain(ctx context.Context) error {
 	if err == nil {
 		// What is left in the outbox the next owner would publish again.
 		for _, l := range in.p.lanes {
-			l.acknowledge(ctx)
+			if !l.acknowledge(ctx) {
+				wakeUp(l.wake) // the lane tries again
+			}
 		}
 		err = in.await(ctx, func() bool { return in.ended || len(in.published) == 0 })
 	}

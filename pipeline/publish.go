@@ -102,24 +102,36 @@ func (l *lane) publishLoop(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			l.p.cfg.Logger.Warn("a publish failed; it is repeated from the outbox", "lane", l.index, "rows", len(direct), "error", err)
 		}
-		acknowledged := make([]acknowledgement, 0, len(direct))
-		for _, p := range direct {
-			p.in.endPublish(p.row.Ref, err == nil)
-			if err == nil {
-				acknowledged = append(acknowledged, acknowledgement{p.in, p.row.Ref})
-			}
+		if err == nil {
+			l.published(direct)
 		}
-		l.publishMu.Lock()
-		l.acknowledged = append(l.acknowledged, acknowledged...)
-		l.publishMu.Unlock()
+		for _, p := range direct {
+			p.in.endPublish(err == nil)
+		}
 	}
 }
 
-// acknowledge deletes the rows that were published.
-func (l *lane) acknowledge(ctx context.Context) {
+// published notes rows that are to be deleted now, by the next batch or, if
+// none comes soon, by the lane when it is idle. A drain finds them here as
+// soon as their publish has ended.
+func (l *lane) published(direct []publication) {
+	acknowledged := make([]acknowledgement, len(direct))
+	for i, p := range direct {
+		p.in.notePublished(p.row.Ref)
+		acknowledged[i] = acknowledgement{p.in, p.row.Ref}
+	}
+	l.publishMu.Lock()
+	l.acknowledged = append(l.acknowledged, acknowledged...)
+	l.publishMu.Unlock()
+	wakeUp(l.wake)
+}
+
+// acknowledge deletes the rows that were published. It reports false if some
+// are left and have to be tried again.
+func (l *lane) acknowledge(ctx context.Context) bool {
 	refs := l.takeAcknowledged()
 	if len(refs) == 0 {
-		return
+		return true
 	}
 	attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
 	defer cancel()
@@ -128,9 +140,10 @@ func (l *lane) acknowledge(ctx context.Context) {
 		if ctx.Err() == nil {
 			l.p.cfg.Logger.Warn("published rows could not be removed from the outbox; it is tried again", "lane", l.index, "rows", len(refs), "error", err)
 		}
-		return
+		return false
 	}
 	l.confirm(refs)
+	return true
 }
 
 type acknowledgements []acknowledgement
@@ -191,14 +204,16 @@ func (in *Intake) beginPublish() bool {
 	return true
 }
 
+// notePublished keeps a recovery from publishing a row again.
+func (in *Intake) notePublished(ref store.OutboxRef) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.published[ref] = struct{}{}
+}
+
 // endPublish notes how that ended.
-func (in *Intake) endPublish(ref store.OutboxRef, published bool) {
-	in.lessen(func() {
-		in.publishing--
-		if published {
-			in.published[ref] = struct{}{}
-		}
-	})
+func (in *Intake) endPublish(published bool) {
+	in.lessen(func() { in.publishing-- })
 	if !published {
 		in.fallBehind()
 	}

@@ -30,7 +30,9 @@ func (l *lane) run(ctx context.Context) {
 			select {
 			case <-l.wake:
 			case <-idle.C:
-				l.acknowledge(ctx)
+				if !l.acknowledge(ctx) {
+					continue
+				}
 				select {
 				case <-l.wake:
 				case <-ctx.Done():

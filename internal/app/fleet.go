@@ -122,9 +122,12 @@ func (f *fleet) reconcile(ctx context.Context) error {
 		// has heard is written before.
 		f.cfg.Logger.Info("leaving a cluster", "cluster", m.cluster.Name, "changed", still)
 		m.stopHearing()
-		if err := m.drain(ctx); err != nil {
+		// If this is broken off, the member stays, with what waits in it, for
+		// the drain of the shutdown.
+		if err := m.intake.Drain(ctx); err != nil {
 			return fmt.Errorf("leave cluster %s: %w", m.cluster.Name, err)
 		}
+		m.intake.Close()
 		f.mu.Lock()
 		delete(f.members, m.cluster.Name)
 		f.mu.Unlock()
@@ -189,7 +192,7 @@ func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, e
 	client, err := upstream.New(upstream.Config{
 		Cluster:          cluster,
 		Sink:             intake,
-		Logger:           log,
+		Logger:           f.cfg.Logger, // the client adds the cluster
 		Metrics:          f.cfg.Upstream,
 		MaxUpdateBytes:   int(f.cfg.Config.Upstream.MaxUpdateBytes),
 		MaxSnapshotBytes: int64(f.cfg.Config.Upstream.MaxSnapshotBytes),

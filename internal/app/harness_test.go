@@ -485,6 +485,53 @@ func (w *world) say(number int, s *wsman.WorkspaceStatus) {
 	w.publish(sub.Cluster, sim.Update{ID: sub.ID.Instance, Message: w.message(s)})
 }
 
+// mumble sends what is not the state of the instance: snapshots do not have it.
+func (w *world) mumble(number int, m sim.Message) {
+	w.t.Helper()
+	sub := w.subject(number)
+	w.publish(sub.Cluster, sim.Update{ID: sub.ID.Instance, Message: m, Effect: sim.Untouched})
+}
+
+// place is where and by which transaction an instance's row was written last.
+func (w *world) place(number int) string {
+	w.t.Helper()
+	return ask[string](w, `SELECT xmin::text || ' ' || ctid::text FROM workspace_instance WHERE id = $1`, w.subject(number).ID.Instance)
+}
+
+// text is one text of an instance's row.
+func (w *world) text(number int, expression string) string {
+	w.t.Helper()
+	return ask[string](w, `SELECT coalesce((`+expression+`)::text, 'null') FROM workspace_instance WHERE id = $1`, w.subject(number).ID.Instance)
+}
+
+// lock keeps an instance's row from being written until the function that it
+// gives is called.
+func (w *world) lock(number int) (unlock func()) {
+	w.t.Helper()
+	tx, err := w.db.Begin(w.ctx)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	unlock = sync.OnceFunc(func() {
+		if err := tx.Rollback(context.Background()); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(unlock)
+	if _, err := tx.Exec(w.ctx, `SELECT FROM workspace_instance WHERE id = $1 FOR UPDATE`, w.subject(number).ID.Instance); err != nil {
+		w.t.Fatal(err)
+	}
+	return unlock
+}
+
+// blocked waits until a statement waits for a lock.
+func (w *world) blocked() {
+	w.t.Helper()
+	w.until("a statement that waits for a lock", func() bool {
+		return ask[bool](w, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+	})
+}
+
 func (w *world) message(s *wsman.WorkspaceStatus) sim.Message {
 	w.t.Helper()
 	encoded, err := proto.Marshal(s)
