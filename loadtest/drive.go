@@ -110,7 +110,8 @@ func (t *Test) steady(ctx context.Context) error {
 	due := func(k int) time.Time {
 		return start.Add(time.Duration(float64(k) / t.work.Rate * float64(time.Second)))
 	}
-	turn := 0
+	// burst is how many updates the instance whose turn it is has sent in a row.
+	turn, burst := 0, 0
 	for k := 0; len(slots) > 0; {
 		now := time.Now()
 		if t.over(start) {
@@ -126,7 +127,10 @@ func (t *Test) steady(ctx context.Context) error {
 			if err := t.clusters[p.cluster].Publish(ctx, t.take(p, at)); err != nil {
 				return err
 			}
+			burst++
 			switch {
+			case !p.done() && burst <= p.number%t.work.Burst:
+				continue
 			case !p.done():
 				turn++
 			case unplayed < t.work.Instances:
@@ -138,6 +142,7 @@ func (t *Test) steady(ctx context.Context) error {
 				slots[turn] = slots[last]
 				slots = slots[:last]
 			}
+			burst = 0
 		}
 		if err := pace.Until(ctx, due(k)); err != nil {
 			return fmt.Errorf("send: %w", err)

@@ -52,6 +52,10 @@ type Config struct {
 	// Flooded, if set, is called when the last message of a flood has been
 	// handed to the streams, before the changes that follow it are sent.
 	Flooded func()
+	// Published, if set, is called when every change has been followed by a
+	// publish, or the waiting for that has ended: before the tables are
+	// checked, the moment to end a measurement.
+	Published func()
 	// Progress, if set, is called every ProgressInterval (default 1 s).
 	Progress         func(Progress)
 	ProgressInterval time.Duration
@@ -209,26 +213,7 @@ func (t *Test) seeded(yield func(seed.Instance) bool) {
 
 // watch tells the ledger when updates of a cluster may have been missed.
 func (t *Test) watch(ctx context.Context, number int) {
-	var before sim.Stats
-	for {
-		var now sim.Stats
-		if err := t.clusters[number].Await(ctx, func(s sim.Stats) bool {
-			now = s
-			return s.Snapshots != before.Snapshots || s.Subscribed != before.Subscribed ||
-				s.Subscribers != before.Subscribers || s.Dropped != before.Dropped || s.Unheard != before.Unheard
-		}); err != nil {
-			return
-		}
-		// Once when nobody hears any more, and once when somebody does again.
-		back := before.Unheard > 0 && before.Subscribers == 0 && now.Subscribers > 0
-		if now.Unheard != before.Unheard || back || now.Dropped != before.Dropped {
-			t.ledger.Cut(number)
-		}
-		if now.Snapshots != before.Snapshots {
-			t.ledger.Overtaken(number)
-		}
-		before = now
-	}
+	t.clusters[number].Watch(ctx, func() { t.ledger.Cut(number) }, func() { t.ledger.Overtaken(number) })
 }
 
 func (t *Test) run(ctx context.Context, listener *ledger.Listener, db *pgx.Conn) (*Report, error) {
@@ -332,6 +317,9 @@ func (t *Test) settle(ctx context.Context, db *pgx.Conn) (*Report, error) {
 	waiting, cancel := context.WithTimeout(ctx, t.cfg.Settle)
 	defer cancel()
 	unsettled := t.ledger.AwaitPublished(waiting)
+	if t.cfg.Published != nil {
+		t.cfg.Published()
+	}
 	var verdict *ledger.Verdict
 	for {
 		select {

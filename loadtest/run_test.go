@@ -301,6 +301,7 @@ func TestAgainstABridge(t *testing.T) {
 	for name, work := range map[string]Work{
 		"storm":   {Shape: Storm, Clusters: 2, Instances: 90, Wave: 40, Odd: 0.7},
 		"steady":  {Shape: Steady, Instances: 40, Wave: 10, Rate: 1000, Odd: 0.5},
+		"bursts":  {Shape: Steady, Instances: 40, Wave: 10, Rate: 1000, Odd: 0.5, Burst: 4},
 		"closed":  {Shape: Closed, Clusters: 3, Instances: 60, Wave: 10},
 		"repeats": {Shape: Repeats, Clusters: 2, Instances: 10, Messages: 500},
 		"stale":   {Shape: Stale, Instances: 10, Messages: 500},

@@ -57,6 +57,9 @@ type Work struct {
 	Wave int
 	// Rate is for Steady, in updates a second.
 	Rate float64
+	// Burst is for Steady: instances send up to so many updates in a row, each
+	// its own number from 1 to Burst, instead of one at a time. Default 1.
+	Burst int
 	// Duration ends the sending, 0: when all instances have been played. A
 	// Storm finishes its wave; the others stop where they are.
 	Duration time.Duration
@@ -80,6 +83,7 @@ func (w *Work) complete() error {
 		w.Wave = 2000
 	}
 	w.Wave = min(w.Wave, w.Instances)
+	w.Burst = max(w.Burst, 1)
 	switch {
 	case w.Instances <= 0 || w.Clusters < 0 || w.Wave < 0 || w.Duration < 0:
 		return errors.New("a load test needs instances, and no negative numbers")

@@ -45,6 +45,28 @@ func upper(b int) time.Duration {
 	return time.Duration((uint64(b&(1<<fineBits-1)|1<<fineBits)+1)<<shift - 1)
 }
 
+// Merge adds the durations of another one.
+func (h *Histogram) Merge(other *Histogram) {
+	for b, n := range other.counts {
+		h.counts[b] += n
+	}
+	h.count += other.count
+	h.sum += other.sum
+	h.max = max(h.max, other.max)
+}
+
+// Since is what has been added since an earlier copy was taken. Its Max is that
+// of all.
+func (h *Histogram) Since(earlier *Histogram) Histogram {
+	since := *h
+	for b, n := range earlier.counts {
+		since.counts[b] -= n
+	}
+	since.count -= earlier.count
+	since.sum -= earlier.sum
+	return since
+}
+
 // Count is the number of durations.
 func (h *Histogram) Count() int64 { return h.count }
 

@@ -415,3 +415,26 @@ func TestHistogram(t *testing.T) {
 		t.Errorf("beyond the buckets: %v %v", big.Quantile(0.5), big.Quantile(1))
 	}
 }
+
+func TestHistogramsAddUp(t *testing.T) {
+	var first, second, both Histogram
+	for i := range 1000 {
+		d := time.Duration(i*i) * time.Microsecond
+		both.Add(d)
+		if i%3 == 0 {
+			first.Add(d)
+		} else {
+			second.Add(d)
+		}
+	}
+	sum := first
+	sum.Merge(&second)
+	if sum != both {
+		t.Error("merged, two histograms are not the one of both")
+	}
+	since := sum.Since(&first)
+	since.max = second.max // not known of a difference
+	if since != second {
+		t.Error("what was added since is not the second one")
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trestle-bridge/trestle/loadtest/script"
 )
@@ -75,6 +76,10 @@ func (i *Instance) TokenRows() []Token {
 	}
 }
 
+func (i *Instance) tokenHash(n int) string {
+	return hex.EncodeToString(append(i.ID.Instance[:], byte(n)))
+}
+
 // Phase is the phase of a row that no cluster has spoken of yet.
 const Phase = "preparing"
 
@@ -124,7 +129,7 @@ func Seed(ctx context.Context, conn Conn, instances iter.Seq[Instance]) error {
 		{"gitpod_token", []string{"token_hash", "user_id", "name"},
 			func(i Instance, yield func([]any) bool) bool {
 				for n, t := range i.TokenRows() {
-					if !yield([]any{hex.EncodeToString(append(i.ID.Instance[:], byte(n))), t.User, t.Name}) {
+					if !yield([]any{i.tokenHash(n), t.User, t.Name}) {
 						return false
 					}
 				}
@@ -147,6 +152,42 @@ func Seed(ctx context.Context, conn Conn, instances iter.Seq[Instance]) error {
 		stop()
 		if err != nil {
 			return fmt.Errorf("seed %s: %w", t.name, err)
+		}
+	}
+	return nil
+}
+
+// Execer is a connection or a pool of pgx.
+type Execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// Remove deletes instances with all that belongs to them, as far as it is there.
+func Remove(ctx context.Context, conn Execer, instances iter.Seq[Instance]) error {
+	var ids, prebuilds [][16]byte
+	var workspaces, tokens []string
+	for i := range instances {
+		ids = append(ids, i.ID.Instance)
+		workspaces = append(workspaces, i.ID.Workspace)
+		if i.Type == script.Prebuild {
+			prebuilds = append(prebuilds, i.ID.Prebuild)
+		}
+		for n := range i.TokenRows() {
+			tokens = append(tokens, i.tokenHash(n))
+		}
+	}
+	for _, of := range []struct {
+		table, column string
+		keys          any
+	}{
+		{"workspace_instance", "id", ids},
+		{"workspace_instance_metrics", "instance_id", ids},
+		{"prebuilt_workspace", "id", prebuilds},
+		{"workspace", "id", workspaces},
+		{"gitpod_token", "token_hash", tokens},
+	} {
+		if _, err := conn.Exec(ctx, "DELETE FROM "+of.table+" WHERE "+of.column+" = ANY($1)", of.keys); err != nil {
+			return fmt.Errorf("remove from %s: %w", of.table, err)
 		}
 	}
 	return nil

@@ -226,8 +226,7 @@ func (c *Cluster) Publish(ctx context.Context, updates ...Update) error {
 				continue
 			}
 			if s.behind() >= c.cfg.Buffer {
-				c.stats.Dropped++
-				c.finish(s, status.Errorf(codes.ResourceExhausted, "subscriber is %d messages behind", c.cfg.Buffer), false)
+				c.drop(s)
 				continue
 			}
 			s.push(u.Message)
@@ -315,6 +314,18 @@ func (c *Cluster) SetClasses(r *wsman.DescribeClusterResponse) {
 	c.classes = r
 }
 
+// Drop ends every subscription as if its buffer were full: what is buffered is
+// sent before.
+func (c *Cluster) Drop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.subscribers {
+		if s.end == nil {
+			c.drop(s)
+		}
+	}
+}
+
 // CutStreams ends every subscription now, with what is buffered unsent.
 func (c *Cluster) CutStreams() {
 	c.mu.Lock()
@@ -376,6 +387,12 @@ func (c *Cluster) standing() (n int) {
 		}
 	}
 	return n
+}
+
+// drop ends a subscription that is too far behind. mu is held.
+func (c *Cluster) drop(s *subscriber) {
+	c.stats.Dropped++
+	c.finish(s, status.Errorf(codes.ResourceExhausted, "subscriber is %d messages behind", c.cfg.Buffer), false)
 }
 
 // finish ends a subscription that stands, with or without what waits. mu is

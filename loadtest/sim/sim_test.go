@@ -173,6 +173,37 @@ func TestSlowSubscriberIsDroppedAfterItsBuffer(t *testing.T) {
 	}
 }
 
+func TestDropSendsWhatIsBuffered(t *testing.T) {
+	c := run(t, Config{})
+	stream := subscribe(t, c, dial(t, c, insecure.NewCredentials()))
+	cuts := make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		c.Watch(ctx, func() { cuts <- struct{}{} }, func() { t.Error("there was no snapshot") })
+	}()
+	publish(t, c, update(t, 1, "one", Live), update(t, 1, "two", Live))
+	c.Drop()
+	<-cuts
+	for range 2 {
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("the subscription ended with %v", err)
+	}
+	if s := c.Stats(); s.Dropped != 1 || s.Unheard != 1 {
+		t.Errorf("after the drop: %+v", s)
+	}
+	// That it is heard again is told, too.
+	subscribe(t, c, dial(t, c, insecure.NewCredentials()))
+	<-cuts
+	cancel()
+	<-watched
+}
+
 func TestNeverDropWaits(t *testing.T) {
 	c := run(t, Config{NeverDrop: true, Buffer: 10})
 	stream := subscribe(t, c, dial(t, c, insecure.NewCredentials()))
