@@ -298,13 +298,37 @@ func (in *Intake) publishOutbox(ctx context.Context) error {
 	}
 }
 
+// forgetGone is called with all that the outbox holds of the shard. What was
+// published and is not there has been removed, be it by an attempt that seemed
+// to fail. Nothing can be added meanwhile: while the shard is behind, the lanes
+// publish nothing of it.
+func (in *Intake) forgetGone(rows []store.OutboxRow) {
+	there := make(map[store.OutboxRef]struct{}, len(rows))
+	for _, row := range rows {
+		there[row.Ref] = struct{}{}
+	}
+	in.lessen(func() {
+		for ref := range in.published {
+			if _, still := there[ref]; !still {
+				delete(in.published, ref)
+			}
+		}
+	})
+}
+
 // publishOldest deals with the oldest rows and gives their number.
 func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, in.p.cfg.AttemptTimeout)
 	defer cancel()
 	rows, err := in.p.cfg.Store.Outbox(ctx, in.id, recoveryRows)
-	if err != nil || len(rows) == 0 {
+	if err != nil {
 		return 0, err
+	}
+	if len(rows) < recoveryRows {
+		in.forgetGone(rows)
+	}
+	if len(rows) == 0 {
+		return 0, nil
 	}
 	refs := make([]store.OutboxRef, 0, len(rows))
 	sets := make([]event.Set, 0, len(rows))

@@ -30,6 +30,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/devstack"
 	"github.com/trestle-bridge/trestle/internal/devstack/devstacktest"
 	"github.com/trestle-bridge/trestle/internal/devstack/faultproxy"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/loadtest/ledger"
 	"github.com/trestle-bridge/trestle/loadtest/oracle"
@@ -61,6 +62,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
+	publish.LogDriver(slog.New(slog.DiscardHandler))
 	goleak.VerifyTestMain(runner{m})
 }
 
@@ -545,6 +547,7 @@ func (w *world) message(s *wsman.WorkspaceStatus) sim.Message {
 type service struct {
 	w      *world
 	http   string // host:port
+	config config.Config
 	log    *logBuffer
 	cancel context.CancelFunc
 	ended  chan struct{}
@@ -569,6 +572,10 @@ func (b *logBuffer) String() string {
 	return b.content.String()
 }
 
+func (b *logBuffer) logger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // serve starts the service, and stops it when the test ends: then it must end
 // well, with nothing left.
 func (w *world) serve(change ...func(*config.Config)) *service {
@@ -584,14 +591,13 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 	for _, c := range change {
 		c(&cfg)
 	}
-	s := &service{w: w, log: &logBuffer{}, ended: make(chan struct{})}
-	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s := &service{w: w, config: cfg, log: &logBuffer{}, ended: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	listening := make(chan struct{})
 	go func() {
 		defer close(s.ended)
-		s.err = Run(ctx, Options{Config: cfg, Version: "v1.2.3", Revision: "abc", Logger: log, Listening: func(a net.Addr) {
+		s.err = Run(ctx, Options{Config: cfg, Version: "v1.2.3", Revision: "abc", Logger: s.log.logger(), Listening: func(a net.Addr) {
 			s.http = a.String()
 			close(listening)
 		}})

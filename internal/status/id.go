@@ -3,6 +3,7 @@ package status
 import (
 	"encoding/hex"
 	"errors"
+	"log/slog"
 )
 
 // InstanceID is the UUID of an instance. It is comparable and cheap to hash.
@@ -44,6 +45,9 @@ func (id InstanceID) String() string {
 	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
 	return string(text[:])
 }
+
+// LogValue is String: a log in JSON would show the bytes as numbers.
+func (id InstanceID) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
 // nibble maps an ASCII hexadecimal digit to its value and all else to 0xff.
 var nibble = func() (table [256]byte) {
