@@ -54,9 +54,12 @@ func floors() map[string]int {
 
 // independent are the packages that judge the product, or play its world, and
 // so may know nothing of it but the contracts. Tests on any floor may use them.
+// The benchmark judges nothing by itself, and measures parts of the product.
 func independent(pkg string) bool {
-	return strings.HasPrefix(pkg, "loadtest/")
+	return strings.HasPrefix(pkg, "loadtest/") && !within(pkg, "loadtest/bench")
 }
+
+func within(pkg, room string) bool { return pkg == room || strings.HasPrefix(pkg, room+"/") }
 
 // forTests says whether a package is made for tests, by the custom of its
 // name (httptest).
@@ -227,6 +230,9 @@ func TestFaultsAreSeen(t *testing.T) {
 		{edge{"loadtest", "internal/devstack", false}, true},
 		{edge{"loadtest/oracle", "internal/status", false}, false},
 		{edge{"loadtest/sim", "internal/devstack", false}, false},
+		{edge{"loadtest/bench", "internal/devstack", false}, true},
+		{edge{"loadtest/bench/limits", "internal/status", false}, true},
+		{edge{"internal/upstream", "loadtest/bench", true}, false},
 		{edge{"loadtest/sim", "proto/wsman", false}, true},
 		{edge{"loadtest/oracle", "loadtest/script", false}, true},
 		{edge{"internal/upstream", "loadtest/sim", true}, true},

@@ -28,7 +28,8 @@ func (p *profiles) addFlags(c *cobra.Command) {
 }
 
 // around runs f and writes the profiles that are wanted.
-func (p *profiles) around(f func() error) (err error) {
+func (p *profiles) around(f func() error) error {
+	stop := func() error { return nil }
 	if p.cpu != "" {
 		file, err := os.Create(p.cpu)
 		if err != nil {
@@ -37,12 +38,12 @@ func (p *profiles) around(f func() error) (err error) {
 		if err := pprof.StartCPUProfile(file); err != nil {
 			return errors.Join(fmt.Errorf("profile the CPU: %w", err), file.Close())
 		}
-		defer func() {
+		stop = func() error {
 			pprof.StopCPUProfile()
-			err = errors.Join(err, file.Close())
-		}()
+			return file.Close()
+		}
 	}
-	err = f()
+	err := errors.Join(f(), stop())
 	if p.heap != "" {
 		err = errors.Join(err, writeHeap(p.heap))
 	}

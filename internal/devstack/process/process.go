@@ -3,7 +3,8 @@
 //
 // Invariants: a Process has exactly one goroutine, which ends when the child has
 // been reaped; Kill leaves none of its descendants. All methods may be called by
-// several goroutines at once. Owner: devstack, which is its only user.
+// several goroutines at once. Owner: devstack; the benchmark runs the service under
+// test by it.
 package process
 
 import (
