@@ -19,6 +19,9 @@ import (
 	"github.com/trestle-bridge/trestle/shard"
 )
 
+// attemptTimeout bounds a call to a database that may have gone silent.
+const attemptTimeout = 20 * time.Second
+
 type fleetConfig struct {
 	Config   config.Config
 	Store    *store.Store
@@ -82,7 +85,9 @@ func (f *fleet) drain(ctx context.Context) error {
 
 // reconcile starts and stops members until they are those that should be.
 func (f *fleet) reconcile(ctx context.Context) error {
-	rows, err := f.cfg.Store.Clusters(ctx)
+	attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+	rows, err := f.cfg.Store.Clusters(attempt)
+	cancel()
 	if err != nil {
 		if f.isKnown() {
 			return err
@@ -223,6 +228,8 @@ func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, e
 func (f *fleet) own(ctx context.Context, m *member) {
 	id := m.intake.Shard()
 	err := untilReached(ctx, m.log, "take over the cluster", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+		defer cancel()
 		poison, err := f.cfg.Store.Quarantined(ctx, id.Cluster)
 		if err != nil {
 			return err

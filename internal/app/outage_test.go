@@ -123,8 +123,12 @@ func TestCommitWithoutAnAnswer(t *testing.T) {
 	w.heard(2)
 	w.send(0, 1)
 	w.settle(false)
-	w.postgres.Swallow()
+	// The statement is on its way to the commit when the answers end.
+	unlock := w.lock(0)
 	w.send(0, 1)
+	w.blocked()
+	w.postgres.Swallow()
+	unlock()
 	sub := w.subject(0)
 	want := int64(sub.Script.Steps[1].Version(&sub.ID))
 	w.until("the change is committed", func() bool { return w.version(0) == want })
