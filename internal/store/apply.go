@@ -13,7 +13,6 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trestle-bridge/trestle/internal/event"
 	"github.com/trestle-bridge/trestle/internal/status"
@@ -38,14 +37,11 @@ func (s *Store) Apply(ctx context.Context, b Batch) (commit Commit, err error) {
 	if err != nil {
 		return Commit{}, err
 	}
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return Commit{}, fmt.Errorf("connect to write %d changes: %w", len(b.Entries), err)
+	results, err := s.execute(ctx, in, len(b.Entries))
+	if isOutdated(err) {
+		results, err = s.execute(ctx, in, len(b.Entries))
 	}
-	defer conn.Release()
-	results, err := s.execute(ctx, conn, in, len(b.Entries))
 	if err != nil {
-		dropIfOutdated(ctx, conn, err)
 		return Commit{}, fmt.Errorf("write %d changes: %w", len(b.Entries), err)
 	}
 	commit = Commit{Results: results, Outbox: b.told(results)}
@@ -60,7 +56,12 @@ func (s *Store) Apply(ctx context.Context, b Batch) (commit Commit, err error) {
 	return commit, nil
 }
 
-func (s *Store) execute(ctx context.Context, conn *pgxpool.Conn, in input, entries int) ([]Result, error) {
+func (s *Store) execute(ctx context.Context, in input, entries int) ([]Result, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Release()
 	st := s.statements[in.parts.index()]
 	prepared, err := conn.Conn().Prepare(ctx, st.name, st.sql)
 	if err != nil {
@@ -77,6 +78,9 @@ func (s *Store) execute(ctx context.Context, conn *pgxpool.Conn, in input, entri
 	}
 	// Only the end of the answer says that the commit is made.
 	if _, err := reader.Close(); err != nil {
+		if isOutdated(err) {
+			_ = conn.Conn().Close(ctx) // the answer is the first error
+		}
 		return nil, err
 	}
 	if malformed != nil {
@@ -90,14 +94,12 @@ func (s *Store) execute(ctx context.Context, conn *pgxpool.Conn, in input, entri
 	return results, nil
 }
 
-// dropIfOutdated closes a connection whose prepared statements the database no
-// longer has or takes, so that the next attempt prepares them anew.
-func dropIfOutdated(ctx context.Context, conn *pgxpool.Conn, err error) {
+// isOutdated says whether the database no longer has, or takes, a statement
+// that the connection has prepared. It says so before anything is done; another
+// connection prepares it anew.
+func isOutdated(err error) bool {
 	var refused *pgconn.PgError
-	if errors.As(err, &refused) && (refused.Code == "26000" || refused.Code == "0A000") {
-		// The answer to this call is the first error.
-		_ = conn.Conn().Close(ctx)
-	}
+	return errors.As(err, &refused) && (refused.Code == "26000" || refused.Code == "0A000")
 }
 
 // input is a batch as the statement takes it.
@@ -166,7 +168,7 @@ func encodeRefs(refs []OutboxRef) [][]byte {
 	shards, owners := newArray(oidText, len(refs), 16), newArray(oidText, len(refs), 32)
 	epochs, seqs := newArray(oidInt8, len(refs), 8), newArray(oidInt8, len(refs), 8)
 	lanes := newArray(oidInt4, len(refs), 4)
-	for _, ref := range refs {
+	for _, ref := range sortedRefs(refs) {
 		shards.text(ref.Shard.String())
 		epochs.int8(int64(ref.Epoch))
 		seqs.int8(ref.Seq)

@@ -14,9 +14,12 @@ Two rules for whoever changes it:
 
 - Two sets of hundreds of rows are never joined to each other: the planner
   knows the size of neither, and a nested loop over both is quadratic. A set is
-  joined to a table by key only, in a LATERAL subquery that cannot be merged
-  with its surroundings (it locks, or has a LIMIT), so that there is one way to
-  run it; or the set carries along what is needed later.
+  joined to a table by key only: in a LATERAL subquery that cannot be merged
+  with its surroundings (it locks, or has a LIMIT), or, where the table is the
+  one that is written, by BETWEEN a key AND the same key, which no other join
+  can use. The planner would else start from the table whenever it believes it
+  to be small, and what it believed when the tables were empty it goes on
+  doing. A test looks at the plans.
 - Every value that is written comes from the row as it was locked, never from
   the row as the statement's snapshot saw it: others write these rows too.
 
@@ -24,18 +27,27 @@ Outcomes are numbered as the Go type Outcome is.
 */ -}}
 WITH
 
--- Which claims hold: for each the name of its cluster, null if refused. The
--- lock is held until the commit and keeps a new epoch from beginning before
--- it; an epoch that began while we waited is seen, since the condition is
--- checked again on the row that was waited for. Locked in the order given.
+-- Which claims hold: for each the name of its cluster, null if refused. The row
+-- is locked until the commit and keeps a new epoch from beginning before it; an
+-- epoch that began while we waited is seen, since the condition is checked again
+-- on the row that was waited for. Locked in the order given.
+--
+-- A lock FOR SHARE does not queue behind one who waits to change the row: writers
+-- that take turns would keep a new epoch out for as long as they like. Advisory
+-- locks do queue, so each writer takes one first. See raiseSQL.
 fence AS MATERIALIZED (
     SELECT array_agg(CASE WHEN held.epoch IS NOT NULL THEN claim.cluster END ORDER BY claim.ordinal) AS clusters
-    FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
-        WITH ORDINALITY AS claim (shard, epoch, owner, cluster, ordinal)
+    FROM (
+        SELECT u.shard, u.epoch, u.owner, u.cluster, u.ordinal,
+            pg_advisory_xact_lock_shared(hashtextextended(u.shard, 0)) IS NOT NULL AS queued
+        FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
+            WITH ORDINALITY AS u (shard, epoch, owner, cluster, ordinal)
+        OFFSET 0
+    ) claim
     LEFT JOIN LATERAL (
         SELECT f.epoch
         FROM trestle_fence f
-        WHERE f.shard = claim.shard AND f.epoch = claim.epoch AND f.owner = claim.owner
+        WHERE claim.queued AND f.shard = claim.shard AND f.epoch = claim.epoch AND f.owner = claim.owner
         FOR SHARE
     ) held ON true
 ),
@@ -121,7 +133,7 @@ judged AS MATERIALIZED (
         FROM (
             SELECT
                 c.position, c.fence, c.id, c.version, c.ide_url, c.document, c.document -> 'conditions' AS conditions,
-                c.workspace_id, coalesce(c.owner_id, '') AS owner_id, c.region,
+                c.workspace_id, coalesce(c.owner_id::text, '') AS owner_id, c.region,
                 c.old_creation, c.old_version, c.old_deployed, c.old_started, c.old_stopping, c.old_stopped, c.old_ide_url, c.old_phase,
                 -- Others write the document too; what is no object is none.
                 CASE WHEN jsonb_typeof(c.old_status) = 'object' THEN c.old_status ELSE '{}' END AS old_status,
@@ -211,7 +223,7 @@ judged AS MATERIALIZED (
                     ) e
                     -- Locked in the order given, which is that of the ids.
                     LEFT JOIN LATERAL (
-                        SELECT i.workspace_id, coalesce(i.region, '') AS region, i.creation_time, i.deployed_time, i.started_time,
+                        SELECT i.workspace_id::text, coalesce(i.region::text, '') AS region, i.creation_time, i.deployed_time, i.started_time,
                             i.stopping_time, i.stopped_time, i.ide_url, i.phase, i.status_version, i.status
                             {{if .Metrics}}, i.measured{{end}},
                             -- A swept row counts as one version older than it
@@ -246,15 +258,13 @@ judged AS MATERIALIZED (
     ) n
 ),
 
--- The planner must never start from the table here. It does not, since it
--- takes an equality with a constant for very selective.
 written AS (
     UPDATE workspace_instance i
     SET status_version = j.version, swept = false, phase = j.phase, ide_url = j.ide_url,
         deployed_time = j.deployed, started_time = j.started, stopping_time = j.stopping, stopped_time = j.stopped,
         status = j.status{{if .Metrics}}, measured = j.measured{{end}}
     FROM judged j
-    WHERE i.id = j.id AND j.outcome = 1
+    WHERE i.id BETWEEN j.id AND j.id AND j.outcome = 1
 ),
 
 {{- if .Metrics}}
@@ -290,7 +300,7 @@ revoked AS (
         ORDER BY k.name COLLATE "C"
         OFFSET 0
     ) found
-    WHERE t.token_hash = found.token_hash AND j.outcome = 1 AND j.stop_at IS NOT NULL
+    WHERE t.token_hash BETWEEN found.token_hash AND found.token_hash AND j.outcome = 1 AND j.stop_at IS NOT NULL
 ),
 {{- end}}
 
@@ -340,8 +350,8 @@ prebuild AS MATERIALIZED (
 decided AS MATERIALIZED (
     SELECT
         p.position, p.fence, p.id, p.creation, p.workspace_id, p.prebuild_id,
-        coalesce(p.project_id, '') AS project_id, coalesce(p.organization_id, '') AS organization_id,
-        end_state.state,
+        coalesce(p.project_id::text, '') AS project_id, coalesce(p.organization_id::text, '') AS organization_id,
+        end_state.state::text AS state,
         coalesce(last_word.error, p.error) AS error,
         coalesce(last_word.snapshot, p.snapshot) AS snapshot,
         last_word.headless,
@@ -392,7 +402,7 @@ prebuild_written AS (
     SET state = d.state, error = d.error, snapshot = d.snapshot,
         status_version = d.version, instance_id = d.id, instance_created = d.creation
     FROM decided d
-    WHERE p.id = d.prebuild_id AND d.outcome IN (1, 2)
+    WHERE p.id BETWEEN d.prebuild_id AND d.prebuild_id AND d.outcome IN (1, 2)
 ),
 {{- end}}
 

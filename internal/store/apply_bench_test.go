@@ -144,22 +144,9 @@ func benchmarkApply(b *testing.B, connections, group, rows int, full bool) {
 	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
 }
 
-// reportHOT logs what PostgreSQL counts of updates. Connections hand in their
-// counts when they end, hence the pools are closed first.
 func reportHOT(b *testing.B, s *bench) {
-	s.Close()
-	s.db.Reset()
-	ctx := context.Background()
-	var written, updates, hot int64
-	for sessions := 1; sessions > 0; {
-		if err := s.db.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'`).Scan(&sessions); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := s.db.QueryRow(ctx, `SELECT (SELECT count(*) FROM workspace_instance WHERE status_version > 0), n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'workspace_instance'`).Scan(&written, &updates, &hot); err != nil {
-		b.Fatal(err)
-	}
-	b.Logf("%d batches, %d rows written, %d of %d updates were HOT (%.3f)", b.N, written, hot, updates, float64(hot)/float64(max(updates, 1)))
+	updates, hot := countHOT(b, s)
+	b.Logf("%d batches: %d of %d updates were HOT (%.3f)", b.N, hot, updates, float64(hot)/float64(max(updates, 1)))
 }
 
 func benchmarkRaw(b *testing.B, connections, group, rows int) {

@@ -8,11 +8,17 @@ import (
 	"github.com/trestle-bridge/trestle/shard"
 )
 
+// The advisory lock makes the writers that come next wait behind this one; see
+// apply.sql.
 const raiseSQL = `
+WITH queued AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtextextended($1::text, 0))
+)
 INSERT INTO trestle_fence AS f (shard, epoch, owner)
-VALUES ($1, $3 + 1, $2)
+SELECT $1::text, $3::bigint + 1, $2::text
+FROM queued
 ON CONFLICT (shard) DO UPDATE
-SET epoch = greatest(f.epoch, $3) + 1, owner = excluded.owner, updated_at = now()
+SET epoch = greatest(f.epoch, $3::bigint) + 1, owner = excluded.owner, updated_at = now()
 RETURNING f.epoch, f.generation`
 
 // Raise begins a new epoch of a shard for this owner, above both the stored

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +21,17 @@ type OutboxRef struct {
 	Owner string
 	Lane  int
 	Seq   int64
+}
+
+// sortedRefs gives references in the order in which everybody deletes them, so
+// that two who delete the same rows do not deadlock.
+func sortedRefs(refs []OutboxRef) []OutboxRef {
+	sorted := slices.Clone(refs)
+	slices.SortFunc(sorted, func(a, b OutboxRef) int {
+		return cmp.Or(a.Shard.Compare(b.Shard), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Seq, b.Seq),
+			cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.Owner, b.Owner))
+	})
+	return sorted
 }
 
 // OutboxRow is a row of the outbox.
@@ -116,7 +129,7 @@ func (s *Store) DeleteOutbox(ctx context.Context, refs []OutboxRef) (err error) 
 	defer s.metrics.done("delete outbox", time.Now(), &err)
 	shards, owners := make([]string, len(refs)), make([]string, len(refs))
 	epochs, seqs, lanes := make([]int64, len(refs)), make([]int64, len(refs)), make([]int32, len(refs))
-	for i, ref := range refs {
+	for i, ref := range sortedRefs(refs) {
 		shards[i], owners[i] = ref.Shard.String(), ref.Owner
 		epochs[i], seqs[i], lanes[i] = int64(ref.Epoch), ref.Seq, int32(ref.Lane)
 	}

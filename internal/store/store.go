@@ -134,6 +134,7 @@ func (c Config) pool() (*pgxpool.Config, error) {
 	// say while a table is still small: a plan made then is kept.
 	settings["plan_cache_mode"] = "force_generic_plan"
 	settings["enable_seqscan"] = "off"
+	settings["enable_bitmapscan"] = "off"
 	settings["jit"] = "off"
 	// A full batch is sorted and kept in memory.
 	settings["work_mem"] = "32MB"
