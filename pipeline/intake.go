@@ -147,6 +147,7 @@ func (in *Intake) Offer(h status.Heard) error {
 	}
 	in.metrics.started(change.Kind)
 	if !l.add(in, h, change) {
+		in.metrics.known(true, 1)
 		in.metrics.completed(change.Kind, outcomeSkipped, h.At)
 		return nil
 	}

@@ -249,6 +249,12 @@ func (in *intakeMetrics) completedChange(change *status.Change, outcome string) 
 	}
 }
 
+// failed counts every update of a change that the database has refused.
+func (in *intakeMetrics) failed(change *status.Change) {
+	in.known(true, change.Updates)
+	in.completedChange(change, outcomeError)
+}
+
 // waitingCollector gives what waits at the moment of a scrape.
 type waitingCollector struct{ p *Pipeline }
 

@@ -105,6 +105,9 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 		err := l.attempt(ctx, []*entry{e})
 		if err == nil {
 			l.p.metrics.quarantined.Inc()
+			rest := *refused
+			rest.Updates -= last.Updates
+			e.in.metrics.failed(&rest)
 			e.in.log.Error("an update was refused by the database and left out; a later one was written",
 				"instance", refused.ID, "sqlstate", fault.SQLState, "reason", fault.Reason)
 			return true
@@ -137,7 +140,7 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 	l.p.metrics.quarantined.Inc()
 	e.in.log.Error("an update was put into quarantine: the database refuses it for its own sake",
 		"instance", refused.ID, "version", refused.Version, "sqlstate", fault.SQLState, "reason", fault.Reason)
-	e.in.metrics.completedChange(refused, outcomeError)
+	e.in.metrics.failed(refused)
 	l.release([]*entry{e}, func(_ int, e *entry) memory {
 		return memory{version: refused.Version, hash: refused.Hash}
 	})
