@@ -1,0 +1,155 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/trestle-bridge/trestle/coordinator/kv"
+)
+
+// lease is this replica's life in the fleet. It is renewed by a loop of our own:
+// the client's keepalive goes on by itself however stuck the process is.
+type lease struct {
+	c *Coordinator
+
+	// mu guards what follows.
+	mu sync.Mutex
+	id kv.LeaseID
+	// until is how long the lease is trusted.
+	until time.Time
+	// ended is closed when Leave has given the lease up for good.
+	ended chan struct{}
+	over  bool
+}
+
+func newLease(c *Coordinator) *lease { return &lease{c: c, ended: make(chan struct{})} }
+
+// current gives the lease, 0 if there is none, and how long it is trusted.
+func (l *lease) current() (kv.LeaseID, time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.id, l.until
+}
+
+// trusted says that the store has this replica for alive.
+func (l *lease) trusted() bool {
+	_, until := l.current()
+	return time.Now().Before(until)
+}
+
+func (l *lease) set(id kv.LeaseID, until time.Time) {
+	l.mu.Lock()
+	if l.over {
+		id, until = 0, time.Time{}
+	}
+	l.id, l.until = id, until
+	l.mu.Unlock()
+	poke(l.c.voice.wake)
+	poke(l.c.elect)
+}
+
+// gone is what another loop learnt: the store does not know the lease.
+func (l *lease) gone(id kv.LeaseID) {
+	if current, _ := l.current(); current == id {
+		l.set(0, time.Time{})
+	}
+}
+
+func (l *lease) run(ctx context.Context) error {
+	ill := false
+	for ctx.Err() == nil {
+		id, _ := l.current()
+		pause := l.c.cfg.Timing.Renew
+		switch {
+		case !l.c.cfg.Healthy():
+			if !ill {
+				l.c.cfg.Logger.Error("this replica's loops do not turn; its lease is not renewed")
+			}
+			ill = true
+			pause /= 2
+		case id == 0:
+			ill = false
+			if !l.grant(ctx) {
+				pause = l.c.cfg.Lease / 20
+			}
+		default:
+			ill = false
+			if err := l.renew(ctx, id); errors.Is(err, kv.ErrNoLease) {
+				pause = 0
+			} else if err != nil {
+				pause = l.c.cfg.Lease / 20
+			}
+		}
+		if pause > 0 {
+			wait(ctx, jitter(pause), l.ended)
+		}
+		select {
+		case <-l.ended:
+			<-ctx.Done()
+		default:
+		}
+	}
+	return nil
+}
+
+func (l *lease) grant(ctx context.Context) bool {
+	begun := time.Now()
+	limited, cancel := context.WithTimeout(ctx, l.c.cfg.Timing.Call)
+	defer cancel()
+	id, ttl, err := l.c.cfg.Store.Grant(limited, l.c.cfg.Lease)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.c.cfg.Logger.Warn("this replica cannot register in etcd", "error", err)
+		}
+		return false
+	}
+	l.c.cfg.Logger.Info("this replica has a lease", "lease", int64(id), "ttl", ttl)
+	l.set(id, begun.Add(ttl-l.c.cfg.Timing.Margin))
+	return true
+}
+
+func (l *lease) renew(ctx context.Context, id kv.LeaseID) error {
+	begun := time.Now()
+	limited, cancel := context.WithTimeout(ctx, l.c.cfg.Timing.Call)
+	defer cancel()
+	ttl, err := l.c.cfg.Store.KeepAlive(limited, id)
+	switch {
+	case err == nil:
+		l.mu.Lock()
+		if l.id == id {
+			l.until = begun.Add(ttl - l.c.cfg.Timing.Margin)
+		}
+		l.mu.Unlock()
+	case ctx.Err() != nil:
+	case errors.Is(err, kv.ErrNoLease):
+		l.c.cfg.Logger.Warn("this replica's lease has expired; it registers anew and goes on with its shards")
+		l.gone(id)
+	default:
+		l.c.metrics.renewals.Inc()
+		l.c.cfg.Logger.Warn("this replica's lease cannot be renewed", "error", err)
+	}
+	return err
+}
+
+// giveUp ends the lease for good, and with it all keys of this replica.
+func (l *lease) giveUp(ctx context.Context) error {
+	l.mu.Lock()
+	id := l.id
+	l.id, l.until = 0, time.Time{}
+	if !l.over {
+		l.over = true
+		close(l.ended)
+	}
+	l.mu.Unlock()
+	if id == 0 {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, l.c.cfg.Timing.Call)
+	defer cancel()
+	if err := l.c.cfg.Store.Revoke(limited, id); err != nil && !errors.Is(err, kv.ErrNoLease) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trestle-bridge/trestle/coordinator/table"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+var (
+	// ErrNotHandedOver means that others will find some shards without an owner:
+	// all was written, but nobody had taken them over in time.
+	ErrNotHandedOver = errors.New("not all shards were handed over")
+	// ErrNotReleased means that not everything that was heard has been written.
+	ErrNotReleased = errors.New("not all shards were released")
+)
+
+// Leave hands all shards over and gives the lease up, within ctx. What cannot
+// be handed over in three quarters of the time, or because nobody else is
+// there, is written out and released. Afterwards this replica takes nothing
+// more; Run is to be ended then. Errors: ErrNotHandedOver (unless there was
+// nobody to hand over to), ErrNotReleased.
+func (c *Coordinator) Leave(ctx context.Context) error {
+	c.draining.Store(true)
+	c.voice.set(c.layout.Member(c.me()), c.member())
+	handing, cancel := ctx, context.CancelFunc(func() {})
+	if deadline, limited := ctx.Deadline(); limited {
+		handing, cancel = context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/4))
+	}
+	defer cancel()
+	left, alone := c.handOver(handing)
+	unreleased := c.duties.End(ctx)
+	c.left.Store(true)
+	c.voice.hush()
+	// The keys go at once, so that the others need not wait for the lease.
+	err := c.lease.giveUp(context.WithoutCancel(ctx))
+	if err != nil {
+		err = fmt.Errorf("give the lease up: %w", err)
+	}
+	switch {
+	case len(unreleased) > 0:
+		return errors.Join(fmt.Errorf("leave with %v: %w", unreleased, ErrNotReleased), err)
+	case len(left) > 0 && !alone:
+		return errors.Join(fmt.Errorf("leave with %v: %w", left, ErrNotHandedOver), err)
+	case err != nil && !alone:
+		return err
+	}
+	return nil
+}
+
+// handOver waits until no shard is here any more, or nobody else could take
+// one; then it returns what is left.
+func (c *Coordinator) handOver(ctx context.Context) (left []shard.ID, alone bool) {
+	for {
+		changed := c.mirror.watched()
+		left = nil
+		read := false
+		c.mirror.Look(func(v *table.View) {
+			read = v.Revision != 0
+			for id, stored := range v.Shards {
+				if r := stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
+					left = append(left, id)
+				}
+			}
+			alone = !c.others(v)
+		})
+		if read && len(left) == 0 {
+			for id := range c.duties.Held() {
+				left = append(left, id)
+			}
+		}
+		if len(left) == 0 || alone {
+			return left, alone
+		}
+		// What is held shrinks without a change of the table.
+		wait(ctx, 100*time.Millisecond, changed)
+		if ctx.Err() != nil {
+			return left, alone
+		}
+	}
+}

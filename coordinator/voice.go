@@ -1,0 +1,165 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/trestle-bridge/trestle/coordinator/kv"
+	"github.com/trestle-bridge/trestle/coordinator/table"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// voice says what this replica has to say, in keys under its lease. It compares
+// what is to be said with what the store shows and writes the difference, so
+// after a new lease, or a store that was lost or restored, all is said again.
+type voice struct {
+	c    *Coordinator
+	wake chan struct{}
+
+	// mu guards what follows.
+	mu     sync.Mutex
+	says   map[string]string
+	silent bool
+}
+
+func newVoice(c *Coordinator) *voice {
+	return &voice{c: c, wake: make(chan struct{}, 1), says: make(map[string]string)}
+}
+
+func (s *voice) set(key string, value []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.says[key] != string(value) {
+		s.says[key] = string(value)
+		poke(s.wake)
+	}
+}
+
+func (s *voice) unset(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, said := s.says[key]; said {
+		delete(s.says, key)
+		poke(s.wake)
+	}
+}
+
+// answer replaces all answers.
+func (s *voice) answer(answers map[shard.ID]table.Answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := false
+	next := make(map[string]string, len(answers))
+	for id, a := range answers {
+		next[s.c.layout.Answer(s.c.me(), id)] = string(table.Encode(a))
+	}
+	prefix := s.c.layout.Prefix() + "answers/"
+	for key := range s.says {
+		if _, still := next[key]; !still && strings.HasPrefix(key, prefix) {
+			delete(s.says, key)
+			changed = true
+		}
+	}
+	for key, value := range next {
+		if s.says[key] != value {
+			s.says[key] = value
+			changed = true
+		}
+	}
+	if changed {
+		poke(s.wake)
+	}
+}
+
+// hush says nothing more.
+func (s *voice) hush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silent = true
+}
+
+// said is our last write of a key.
+type said struct {
+	at     int64
+	unsaid bool
+}
+
+func (s *voice) run(ctx context.Context) error {
+	pending := make(map[string]said)
+	for ctx.Err() == nil {
+		lease, _ := s.c.lease.current()
+		ops, doubtful := s.difference(lease, pending)
+		if doubtful {
+			// The store says that it has passed our write, and does not show it.
+			clear(pending)
+			if err := s.c.mirror.Refresh(ctx); err != nil {
+				wait(ctx, jitter(200*time.Millisecond), nil)
+			}
+			continue
+		}
+		if len(ops) == 0 {
+			wait(ctx, time.Second, s.wake)
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, s.c.cfg.Timing.Call)
+		result, err := s.c.cfg.Store.Txn(limited, nil, ops)
+		cancel()
+		switch {
+		case err == nil:
+			for _, op := range ops {
+				pending[op.Key] = said{at: result.Revision, unsaid: op.Delete}
+			}
+			s.c.mirror.expect(result.Revision)
+		case errors.Is(err, kv.ErrNoLease):
+			s.c.lease.gone(lease)
+		case ctx.Err() == nil:
+			s.c.cfg.Logger.Warn("what this replica has to say cannot be written", "error", err)
+			wait(ctx, jitter(300*time.Millisecond), nil)
+		}
+	}
+	return nil
+}
+
+// difference is what is to be written, in the order of keys: answers come before
+// the member that they are of, so that whoever sees it come back knows at once
+// what it holds.
+func (s *voice) difference(lease kv.LeaseID, pending map[string]said) (ops []kv.Op, doubtful bool) {
+	s.mu.Lock()
+	says, silent := maps.Clone(s.says), s.silent
+	s.mu.Unlock()
+	if lease == 0 || silent {
+		return nil, false
+	}
+	s.c.mirror.Look(func(v *table.View) {
+		if v.Revision == 0 {
+			return
+		}
+		for key := range v.Mine {
+			if _, said := says[key]; !said && pending[key].at <= v.Revision {
+				ops = append(ops, kv.Delete(key))
+			}
+		}
+		for key, value := range says {
+			stored, shown := v.Mine[key]
+			if shown && stored.Lease == lease && string(stored.Value) == value {
+				delete(pending, key)
+				continue
+			}
+			last := pending[key]
+			if last.at > v.Revision {
+				continue // on its way
+			}
+			if last.at != 0 && !last.unsaid && (!shown || stored.Mod < last.at) {
+				doubtful = true
+			}
+			ops = append(ops, kv.Put(key, []byte(value), lease))
+		}
+	})
+	slices.SortFunc(ops, func(a, b kv.Op) int { return strings.Compare(a.Key, b.Key) })
+	return ops[:min(len(ops), kv.MaxOps)], doubtful
+}
