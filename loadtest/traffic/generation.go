@@ -76,9 +76,23 @@ type generations struct {
 	mu      sync.RWMutex
 	current []*generation
 	past    Counts
+	// begun and ended are when sending began and ended; zero: not yet.
+	begun, ended time.Time
 }
 
 func newGenerations() *generations { return &generations{} }
+
+func (g *generations) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.begun = time.Now()
+}
+
+func (g *generations) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = time.Now()
+}
 
 func (g *generations) add(one *generation) {
 	g.mu.Lock()
@@ -131,6 +145,12 @@ func (g *generations) sums() Counts {
 	c.Checked.Differences = slices.Clone(c.Checked.Differences)
 	// What a generation still waited for when it was given up is a difference.
 	c.Waiting = 0
+	switch {
+	case !g.ended.IsZero():
+		c.Sending = g.ended.Sub(g.begun)
+	case !g.begun.IsZero():
+		c.Sending = time.Since(g.begun)
+	}
 	for _, one := range g.current {
 		c.add(one)
 	}

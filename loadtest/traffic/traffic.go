@@ -55,6 +55,8 @@ type Config struct {
 type Counts struct {
 	Sent, Changes, Repeats, Stale, Invalid int64
 	Publishes                              int64
+	// Sending is the time from the first update to the last.
+	Sending time.Duration
 	// Waiting is the number of instances with changes that no publish has
 	// followed yet.
 	Waiting int
@@ -285,6 +287,8 @@ func (t *Traffic) send(ctx context.Context, next <-chan *generation, played *bac
 		}
 		live = append(live, p)
 	}
+	t.heard.begin()
+	defer t.heard.end()
 	// burst is how many updates the instance whose turn it is has sent in a row.
 	turn, burst := 0, 0
 	gap := time.Duration(float64(time.Second) / t.cfg.Rate)
