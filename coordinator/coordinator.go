@@ -46,6 +46,8 @@ type (
 	Signal = duty.Signal
 	// Fences are kept by the database.
 	Fences = duty.Fences
+	// Known is what the database knows of a cluster.
+	Known = duty.Known
 	// Cluster is one cluster that exists.
 	Cluster = term.Cluster
 	// Measured is what a replica measures of one shard.
@@ -253,7 +255,7 @@ func (c *Coordinator) runAssign(ctx context.Context) error {
 // before it was read.
 func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 	exists := c.exists()
-	known := c.duties.Known()
+	known := c.duties.Concerned()
 	var assigned map[shard.ID]duty.Assigned
 	c.mirror.Look(func(v *table.View) {
 		if v.Revision == 0 {

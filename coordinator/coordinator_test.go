@@ -1,11 +1,18 @@
 package coordinator
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/trestle-bridge/trestle/coordinator/kv"
+	"github.com/trestle-bridge/trestle/shard"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -18,6 +25,7 @@ func (w *world) calm(within time.Duration) {
 	}
 }
 
+// gap is the longest that a shard was not written since it was asked last.
 func (w *world) gap() time.Duration {
 	w.db.mu.Lock()
 	defer w.db.mu.Unlock()
@@ -26,14 +34,569 @@ func (w *world) gap() time.Duration {
 	return gap
 }
 
-func TestFleetStarts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, 12)
-		defer w.end()
-		for _, name := range []string{"a", "b", "c"} {
-			w.start(name, "1")
+func (w *world) fleet(names ...string) {
+	for _, name := range names {
+		w.start(name, "1")
+	}
+	time.Sleep(3 * time.Second)
+	w.calm(100 * time.Millisecond)
+	w.gap()
+}
+
+func (w *world) leader() *node {
+	w.t.Helper()
+	var leader *node
+	for _, n := range w.nodes {
+		if n.c.Leading() {
+			if leader != nil {
+				w.t.Fatalf("%s and %s lead", leader.inc, n.inc)
+			}
+			leader = n
 		}
+	}
+	if leader == nil {
+		w.t.Fatal("nobody leads")
+	}
+	return leader
+}
+
+func (w *world) owners() map[shard.ID]string {
+	s, _ := w.nodes[0].c.State()
+	owners := make(map[shard.ID]string)
+	for _, sh := range s.Shards {
+		owners[sh.ID] = sh.Stored.Owner
+	}
+	return owners
+}
+
+func (w *world) why(id shard.ID) any {
+	s, _ := w.nodes[0].c.State()
+	for _, sh := range s.Shards {
+		if sh.ID == id {
+			return sh.Stored.Moves
+		}
+	}
+	return nil
+}
+
+func (w *world) node(name string) *node {
+	w.t.Helper()
+	for _, n := range w.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	w.t.Fatalf("no replica %s", name)
+	return nil
+}
+
+func in(t *testing.T, clusters int, test func(t *testing.T, w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, clusters)
+		defer w.end()
+		test(t, w)
+	})
+}
+
+// unbroken is the longest pause of writing that a planned move may make: an
+// update comes every 20 ms, and what is prepared need not be subscribed to.
+const unbroken = 120 * time.Millisecond
+
+func TestPlannedMovesHaveNoGap(t *testing.T) {
+	in(t, 12, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		before := w.owners()
+		w.start("d", "1")
+		time.Sleep(30 * time.Second)
+		moved := 0
+		for id, owner := range w.owners() {
+			if owner != before[id] {
+				moved++
+				if owner != w.node("d").inc {
+					t.Errorf("%s moved to %s as d joined", id, owner)
+				}
+			}
+		}
+		if moved == 0 || moved > 3 {
+			t.Errorf("%d of 12 shards moved as one of four joined", moved)
+		}
+		if err := w.leader().leave(20 * time.Second); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(10 * time.Second)
+		if err := w.node("d").leave(20 * time.Second); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(2 * time.Second)
+		w.calm(100 * time.Millisecond)
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+		if len(w.swept) > 0 {
+			t.Errorf("planned moves asked for sweeps of %v", w.swept)
+		}
+	})
+}
+
+// The test above finds a hand-over that does not wait for READY.
+func TestImpatientHandoverIsFound(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		for _, n := range w.nodes {
+			n.mu.Lock()
+			n.impatient = true
+			n.mu.Unlock()
+		}
+		if err := w.node("a").leave(20 * time.Second); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if gap := w.gap(); gap < unbroken {
+			t.Errorf("the longest pause was %v", gap)
+		}
+	})
+}
+
+func TestRollingUpgradeMovesEachShardOnce(t *testing.T) {
+	in(t, 12, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		for _, name := range []string{"a", "b", "c"} {
+			old := w.node(name)
+			w.start(name+"2", "2")
+			time.Sleep(3 * time.Second)
+			if err := old.leave(20 * time.Second); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(3 * time.Second)
+		}
+		s, _ := w.nodes[0].c.State()
+		for _, sh := range s.Shards {
+			if n := len(sh.Stored.Moves); n != 2 {
+				t.Errorf("%s had %d owners: %+v", sh.ID, n, sh.Stored.Moves)
+			}
+		}
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+	})
+}
+
+func TestCrashOfAnOwner(t *testing.T) {
+	in(t, 12, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c", "d")
+		victim := w.nodes[0]
+		if victim == w.leader() {
+			victim = w.nodes[1]
+		}
+		victim.stop()
 		time.Sleep(3 * time.Second)
+		// Two peers have found it dead by then, long before its lease expires.
+		w.calm(100 * time.Millisecond)
+		if gap := w.gap(); gap > 2500*time.Millisecond {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+		if len(w.swept) == 0 {
+			t.Error("no sweep was asked for")
+		}
+	})
+}
+
+func TestCrashOfTheLeaderAndAnOwner(t *testing.T) {
+	in(t, 20, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c", "d", "e")
+		leader := w.leader()
+		leader.stop()
+		w.nodes[0].stop()
+		time.Sleep(w.lease + 2*time.Second)
+		w.calm(100 * time.Millisecond)
+	})
+}
+
+// Of two replicas only one is left to witness, so the lease decides.
+func TestCrashWithOneWitness(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		w.leader().stop()
+		time.Sleep(2 * time.Second)
+		if len(w.db.stalled(w.shards(), time.Second)) == 0 {
+			t.Error("one witness was enough")
+		}
+		time.Sleep(w.lease)
+		w.calm(100 * time.Millisecond)
+	})
+}
+
+// A replica that sleeps past its lease wakes up to find its shards taken, and
+// writes nothing more.
+func TestPhantomOwner(t *testing.T) {
+	in(t, 9, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		for _, victim := range []*node{w.leader(), w.nodes[0]} {
+			refused := w.db.refused
+			victim.pause()
+			time.Sleep(w.lease + 2*time.Second)
+			w.calm(100 * time.Millisecond)
+			victim.resume()
+			time.Sleep(3 * time.Second)
+			if w.db.refused == refused {
+				t.Error("the phantom was refused nothing")
+			}
+			w.calm(100 * time.Millisecond)
+			w.leader()
+			time.Sleep(10 * time.Second) // and gets its share again
+		}
+	})
+}
+
+func TestPhantomWritesAreFoundWithoutTheFence(t *testing.T) {
+	in(t, 9, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		w.db.unfenced = true
+		w.nodes[0].pause()
+		time.Sleep(w.lease + 2*time.Second)
+		w.nodes[0].resume()
+		time.Sleep(time.Second)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.faults) == 0 {
+			t.Error("two owners wrote, and nobody noticed")
+		}
+		w.faults = nil
+	})
+}
+
+// Cut off from etcd, all go on with what they have; when it is back, nothing has
+// moved.
+func TestDetached(t *testing.T) {
+	for name, outage := range map[string]func(w *world){
+		"stopped": func(w *world) {
+			w.store.Stop()
+			time.Sleep(time.Minute)
+			w.store.Start()
+		},
+		"wiped": func(w *world) {
+			w.store.Stop()
+			time.Sleep(time.Minute)
+			w.store.Wipe()
+			w.store.Start()
+		},
+		"wiped at once": func(w *world) { w.store.Wipe() },
+		"leases lost":   func(w *world) { w.store.Expire(nil) },
+		"compacted": func(w *world) {
+			for _, n := range w.nodes {
+				n.partition()
+			}
+			time.Sleep(time.Second)
+			w.store.Compact()
+			for _, n := range w.nodes {
+				n.heal()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 12, func(t *testing.T, w *world) {
+				w.fleet("a", "b", "c")
+				time.Sleep(20 * time.Second)
+				before := w.owners()
+				w.gap()
+				outage(w)
+				time.Sleep(w.lease + 5*time.Second)
+				w.calm(100 * time.Millisecond)
+				w.leader()
+				if gap := w.gap(); gap > unbroken {
+					t.Errorf("a shard was not written for %v", gap)
+				}
+				for id, owner := range w.owners() {
+					if owner != before[id] {
+						t.Errorf("%s moved from %s to %s: %+v", id, before[id], owner, w.why(id))
+					}
+				}
+				for _, n := range w.nodes {
+					if n.c.Detached() {
+						t.Errorf("%s is still detached", n.inc)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestDetachedIsReported(t *testing.T) {
+	in(t, 3, func(t *testing.T, w *world) {
+		w.fleet("a")
+		w.store.Stop()
+		time.Sleep(w.lease + time.Second)
+		if s, _ := w.nodes[0].c.State(); !s.Detached {
+			t.Error("not detached")
+		}
+		w.calm(100 * time.Millisecond)
+		w.store.Start()
+		time.Sleep(2 * time.Second)
+		if s, _ := w.nodes[0].c.State(); s.Detached {
+			t.Error("still detached")
+		}
+	})
+}
+
+// An old copy of the store says that others own the shards; who holds the fences
+// goes on, or the epochs go above them.
+func TestStoreRestored(t *testing.T) {
+	in(t, 12, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		old := w.store.Snapshot()
+		if err := w.node("a").leave(20 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+		w.start("d", "1")
+		time.Sleep(20 * time.Second)
+		w.node("b").stop()
+		time.Sleep(20 * time.Second)
+		w.store.Restore(old)
+		time.Sleep(2*w.lease + 10*time.Second)
+		w.calm(100 * time.Millisecond)
+	})
+}
+
+// Who loses more than half of its fleet moves nothing until it is back.
+func TestBrake(t *testing.T) {
+	in(t, 15, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c", "d", "e")
+		time.Sleep(10 * time.Second)
+		before := w.owners()
+		cut := w.nodes[:3]
+		// Had they gone one after the other, those that went before it was known
+		// to be so many would have been replaced.
+		lost := make(map[kv.LeaseID]bool)
+		for _, n := range cut {
+			n.partition()
+			id, _ := n.c.lease.current()
+			lost[id] = true
+		}
+		w.store.Expire(func(id kv.LeaseID) bool { return lost[id] })
+		time.Sleep(w.lease + 5*time.Second)
+		s, _ := w.nodes[4].c.State()
+		if !s.Brake.Holds() {
+			t.Errorf("the brake is %+v", s.Brake)
+		}
+		for _, n := range cut {
+			n.heal()
+		}
+		time.Sleep(5 * time.Second)
+		if s, _ := w.nodes[4].c.State(); s.Brake.Holds() {
+			t.Errorf("the brake is %+v", s.Brake)
+		}
+		for id, owner := range w.owners() {
+			if owner != before[id] {
+				t.Errorf("%s moved from %s to %s: %+v", id, before[id], owner, w.why(id))
+			}
+		}
+		w.calm(100 * time.Millisecond)
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+	})
+}
+
+func TestBrakeIsReleased(t *testing.T) {
+	for name, release := range map[string]func(w *world){
+		"by an operator": func(w *world) { w.do(Command{Kind: CommandBrakeRelease}) },
+		"by time":        func(*world) { time.Sleep(time.Minute) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, 10, func(t *testing.T, w *world) {
+				w.fleet("a", "b", "c", "d", "e")
+				for range 3 {
+					w.nodes[0].stop()
+				}
+				time.Sleep(w.lease + 3*time.Second)
+				if len(w.db.stalled(w.shards(), time.Second)) == 0 {
+					t.Error("shards moved in spite of the brake")
+				}
+				release(w)
+				time.Sleep(3 * time.Second)
+				w.calm(100 * time.Millisecond)
+			})
+		})
+	}
+}
+
+// do gives a command to a replica that does not lead.
+func (w *world) do(c Command) {
+	w.t.Helper()
+	c.Reason, c.Author = "a test", "tester"
+	n := w.nodes[0]
+	if n.c.Leading() && len(w.nodes) > 1 {
+		n = w.nodes[1]
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := n.c.Do(ctx, c); err != nil {
+		w.t.Errorf("%s: %v", c.Kind, err)
+	}
+}
+
+func TestCommands(t *testing.T) {
+	in(t, 9, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		a, b := w.node("a"), w.node("b")
+		for i := range 9 {
+			w.do(Command{Kind: CommandPin, Shard: fmt.Sprintf("c%02d", i), Replica: "a"})
+		}
+		time.Sleep(10 * time.Second)
+		for id, owner := range w.owners() {
+			if owner != a.inc {
+				t.Errorf("%s is pinned to a and on %s", id, owner)
+			}
+		}
+		w.do(Command{Kind: CommandFreeze, Until: time.Now().Add(time.Hour)})
+		for i := range 9 {
+			w.do(Command{Kind: CommandUnpin, Shard: fmt.Sprintf("c%02d", i)})
+		}
+		time.Sleep(time.Minute)
+		for id, owner := range w.owners() {
+			if owner != a.inc {
+				t.Errorf("all is frozen and %s on %s", id, owner)
+			}
+		}
+		if p := b.c.Plan(); len(p.Moves) == 0 {
+			t.Error("a plan shows nothing of what the freeze holds back")
+		}
+		w.do(Command{Kind: CommandUnfreeze})
+		time.Sleep(time.Minute)
+		w.do(Command{Kind: CommandDrain, Replica: "a", Until: time.Now().Add(time.Hour)})
+		time.Sleep(20 * time.Second)
+		for id, owner := range w.owners() {
+			if owner == a.inc {
+				t.Errorf("a is drained and has %s", id)
+			}
+		}
+		w.do(Command{Kind: CommandUndrain, Replica: "a"})
+		time.Sleep(time.Minute)
+		if s, _ := b.c.State(); len(s.Drains) > 0 || len(s.Commands) < 20 || s.Commands[0].Author != "tester" {
+			t.Errorf("%+v", s)
+		}
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+		err := b.c.Do(t.Context(), Command{Kind: CommandPin, Shard: "none", Replica: "a", Reason: "x", Author: "y"})
+		if !errors.Is(err, ErrCommand) {
+			t.Errorf("a pin of a shard that is not there: %v", err)
+		}
+		if err := b.c.Do(t.Context(), Command{Kind: CommandFreeze}); !errors.Is(err, ErrCommand) {
+			t.Errorf("a command without reason and author: %v", err)
+		}
+	})
+}
+
+func TestClustersComeAndGo(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		w.mu.Lock()
+		delete(w.clusters, "c00")
+		w.clusters["new"] = true
+		w.mu.Unlock()
+		time.Sleep(4 * time.Second)
+		if s, _ := w.nodes[0].c.State(); len(s.Shards) != 6 {
+			t.Errorf("%d shards", len(s.Shards))
+		}
+		w.calm(100 * time.Millisecond)
+		if stalled := w.db.stalled([]shard.ID{shard.Whole("c00")}, time.Second); len(stalled) == 0 {
+			t.Error("a cluster that is gone is written")
+		}
+		w.mu.Lock()
+		w.clusters["c00"] = true
+		w.mu.Unlock()
+		time.Sleep(4 * time.Second)
+		w.calm(100 * time.Millisecond)
+	})
+}
+
+func TestSlices(t *testing.T) {
+	in(t, 4, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		for _, n := range []int{3, 2, 1, 4} {
+			w.do(Command{Kind: CommandSlices, Cluster: "c00", Slices: n})
+			time.Sleep(5 * time.Second)
+			if got := len(w.shards()); got != 3+n {
+				t.Errorf("%d shards with %d slices", got, n)
+			}
+			w.calm(100 * time.Millisecond)
+		}
+	})
+}
+
+// An owner that sleeps while its cluster is cut anew may wake up at any time.
+func TestSlicesWithAPhantom(t *testing.T) {
+	in(t, 1, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		owner := w.owners()[shard.Whole("c00")]
+		for _, n := range w.nodes {
+			if n.inc != owner {
+				continue
+			}
+			n.pause()
+			w.nodes = append(slices.DeleteFunc(w.nodes, func(x *node) bool { return x == n }), n)
+			time.Sleep(100 * time.Millisecond)
+			for _, other := range w.nodes {
+				if other != n {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					err := other.c.Do(ctx, Command{Kind: CommandSlices, Cluster: "c00", Slices: 3, Reason: "x", Author: "y"})
+					cancel()
+					if err != nil {
+						t.Error(err)
+					}
+					break
+				}
+			}
+			time.Sleep(2 * time.Minute)
+			w.calm(100 * time.Millisecond)
+			n.resume()
+			time.Sleep(time.Second)
+			w.calm(100 * time.Millisecond)
+		}
+	})
+}
+
+// A replica whose loops do not turn is a dead one.
+func TestSickReplica(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		n := w.leader()
+		n.mu.Lock()
+		n.sick = true
+		n.mu.Unlock()
+		time.Sleep(w.lease + 3*time.Second)
+		for id, owner := range w.owners() {
+			if owner == n.inc {
+				t.Errorf("%s is with the sick one", id)
+			}
+		}
+		w.calm(100 * time.Millisecond)
+	})
+}
+
+// The last one to leave has nobody to hand over to.
+func TestLastLeaves(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		for range 2 {
+			if err := w.nodes[0].leave(20 * time.Second); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// Without the store nothing can be handed over, but all is written out.
+func TestLeaveWithoutTheStore(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		w.store.Stop()
+		if err := w.nodes[0].leave(20 * time.Second); !errors.Is(err, ErrNotHandedOver) {
+			t.Errorf("left with %v", err)
+		}
+		w.store.Start()
+		time.Sleep(w.lease + 3*time.Second)
 		w.calm(100 * time.Millisecond)
 	})
 }

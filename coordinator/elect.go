@@ -123,8 +123,14 @@ func (c *Coordinator) runTerm(ctx context.Context, lease kv.LeaseID, value []byt
 	if c.cfg.Lead != nil {
 		parts.Go(func() { c.cfg.Lead(ctx) })
 	}
+	// Who has lost its lease is seldom the only one, and the others come back as
+	// soon as they notice.
+	mercy := time.Time{}
+	if again := c.lease.returned(); !again.IsZero() {
+		mercy = again.Add(2 * c.cfg.Timing.Renew)
+	}
 	t := term.New(term.Config{
-		Store: c.cfg.Store, Table: c.mirror, Layout: c.layout, Leader: value, Created: created, Wake: c.lead,
+		Store: c.cfg.Store, Table: c.mirror, Layout: c.layout, Leader: value, Created: created, Wake: c.lead, Mercy: mercy,
 		Clusters: c.cfg.Clusters, Fences: c.cfg.Fences, Sweep: c.cfg.Sweep,
 		Limits: c.cfg.Timing.Limits, Planner: c.cfg.Timing.Planner, MovesAtOnce: c.cfg.Timing.MovesAtOnce,
 		WeighEvery: c.cfg.Timing.WeighEvery, CallTimeout: c.cfg.Timing.Call, Metrics: c.leader, Logger: log,

@@ -19,6 +19,9 @@ type lease struct {
 	id kv.LeaseID
 	// until is how long the lease is trusted.
 	until time.Time
+	// again is when a lease was granted in the place of one that was lost.
+	again   time.Time
+	granted bool
 	// ended is closed when Leave has given the lease up for good.
 	ended chan struct{}
 	over  bool
@@ -45,9 +48,23 @@ func (l *lease) set(id kv.LeaseID, until time.Time) {
 		id, until = 0, time.Time{}
 	}
 	l.id, l.until = id, until
+	if id != 0 {
+		if l.granted {
+			l.again = time.Now()
+		}
+		l.granted = true
+	}
 	l.mu.Unlock()
 	poke(l.c.voice.wake)
 	poke(l.c.elect)
+}
+
+// returned is when this replica came back after it had lost its lease, zero if
+// it never did.
+func (l *lease) returned() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.again
 }
 
 // gone is what another loop learnt: the store does not know the lease.

@@ -47,7 +47,7 @@ func newWorld(t *testing.T, seed uint64, clusters int) *world {
 	if os.Getenv("TRESTLE_SIM_LOG") != "" {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	w.db = &database{w: w, fences: make(map[shard.ID]shard.Fence), generations: make(map[string]int64), last: make(map[shard.ID]written), at: make(map[string]time.Time)}
+	w.db = &database{w: w, fences: make(map[shard.ID]shard.Fence), cuts: make(map[string]Known), last: make(map[shard.ID]written), at: make(map[string]time.Time)}
 	for i := range clusters {
 		w.clusters[fmt.Sprintf("c%02d", i)] = true
 	}
@@ -77,11 +77,11 @@ type database struct {
 	w  *world
 	mu sync.Mutex // guards what follows
 
-	away        bool
-	unfenced    bool // a deliberate fault: fences are not checked
-	fences      map[shard.ID]shard.Fence
-	generations map[string]int64
-	refused     int
+	away     bool
+	unfenced bool // a deliberate fault: fences are not checked
+	fences   map[shard.ID]shard.Fence
+	cuts     map[string]Known
+	refused  int
 
 	// The oracle's: who wrote a shard last, and when which part of a cluster
 	// was written last.
@@ -104,10 +104,11 @@ func (d *database) raise(f shard.Fence) (shard.Fence, error) {
 		return shard.Fence{}, errAway
 	}
 	stored := d.fences[f.Shard]
-	if f.Generation >= d.generations[f.Shard.Cluster] && (f.Epoch > stored.Epoch || f.Epoch == stored.Epoch && f.Owner == stored.Owner) {
+	if f.Generation >= d.cuts[f.Shard.Cluster].Generation && (f.Epoch > stored.Epoch || f.Epoch == stored.Epoch && f.Owner == stored.Owner) {
 		d.fences[f.Shard] = f
 		return f, nil
 	}
+	stored.Generation = max(stored.Generation, d.cuts[f.Shard.Cluster].Generation)
 	return stored, nil
 }
 
@@ -117,7 +118,7 @@ func (d *database) write(f shard.Fence) (ok bool, err error) {
 	if d.away {
 		return false, errAway
 	}
-	if !d.unfenced && (d.fences[f.Shard] != f || f.Generation < d.generations[f.Shard.Cluster]) {
+	if !d.unfenced && (d.fences[f.Shard] != f || f.Generation < d.cuts[f.Shard.Cluster].Generation) {
 		d.refused++
 		return false, nil
 	}
@@ -370,7 +371,7 @@ func (n *node) Raise(ctx context.Context, f shard.Fence) (shard.Fence, error) {
 	return stored, n.query(ctx)
 }
 
-func (n *node) Current(ctx context.Context, ids []shard.ID) (map[shard.ID]shard.Fence, error) {
+func (n *node) Known(ctx context.Context, clusters []string) (map[string]Known, error) {
 	if err := n.query(ctx); err != nil {
 		return nil, err
 	}
@@ -380,16 +381,25 @@ func (n *node) Current(ctx context.Context, ids []shard.ID) (map[shard.ID]shard.
 	if d.away {
 		return nil, errAway
 	}
-	fences := make(map[shard.ID]shard.Fence)
-	for _, id := range ids {
-		if f, raised := d.fences[id]; raised {
-			fences[id] = f
+	known := make(map[string]Known)
+	for _, name := range clusters {
+		k, is := d.cuts[name]
+		if !is {
+			k.Slices = 1
+		}
+		for id, f := range d.fences {
+			if id.Cluster == name {
+				k.Fences = append(k.Fences, f)
+			}
+		}
+		if is || len(k.Fences) > 0 {
+			known[name] = k
 		}
 	}
-	return fences, nil
+	return known, nil
 }
 
-func (n *node) EndGeneration(ctx context.Context, cluster string, generation int64) error {
+func (n *node) Cut(ctx context.Context, cluster string, generation int64, slices int) error {
 	if err := n.query(ctx); err != nil {
 		return err
 	}
@@ -399,7 +409,9 @@ func (n *node) EndGeneration(ctx context.Context, cluster string, generation int
 	if d.away {
 		return errAway
 	}
-	d.generations[cluster] = max(d.generations[cluster], generation)
+	if generation > d.cuts[cluster].Generation {
+		d.cuts[cluster] = Known{Slices: slices, Generation: generation}
+	}
 	return nil
 }
 

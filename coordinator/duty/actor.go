@@ -226,7 +226,7 @@ func (a *actor) own(ctx context.Context, fence shard.Fence) error {
 	}
 	if current != fence {
 		a.d.mu.Lock()
-		a.say(table.Answer{Kind: table.Behind, Epoch: current.Epoch, Holder: current.Owner})
+		a.say(table.Answer{Kind: table.Behind, Epoch: current.Epoch, Holder: current.Owner, Generation: current.Generation})
 		a.d.mu.Unlock()
 		a.log.Warn("the database has a newer fence", "epoch", fence.Epoch, "stored", current.Epoch, "holder", current.Owner)
 		// The answer gets another epoch, or another owner; until then the

@@ -64,16 +64,28 @@ type Fences interface {
 	// Raise makes the fence the one that holds, if its epoch is above the
 	// stored one, or is the stored one and its owner's already, and its
 	// generation is not below the cluster's. It waits for writers that hold the
-	// one before. It returns the fence that holds then: another than the given
-	// one means that this was refused. After an error it may have been raised;
-	// to raise again is safe.
+	// one before. It returns the fence that holds then, with the generation of
+	// the cluster if that is higher: another than the given one means that this
+	// one was refused. After an error it may have been raised; to raise again is
+	// safe.
 	Raise(ctx context.Context, fence shard.Fence) (shard.Fence, error)
-	// Current returns the fences that the shards have; those never raised are
-	// missing.
-	Current(ctx context.Context, ids []shard.ID) (map[shard.ID]shard.Fence, error)
-	// EndGeneration refuses, from now on, all fences of the cluster below this
-	// generation. To end it again is fine.
-	EndGeneration(ctx context.Context, cluster string, generation int64) error
+	// Known returns what the database knows of clusters; those that it knows
+	// nothing of are missing.
+	Known(ctx context.Context, clusters []string) (map[string]Known, error)
+	// Cut notes that the cluster has so many slices from this generation on, and
+	// refuses all its fences of lower ones. A generation that is not above the
+	// cluster's changes nothing.
+	Cut(ctx context.Context, cluster string, generation int64, slices int) error
+}
+
+// Known is what the database knows of a cluster. After a loss of the store it is
+// all that is left.
+type Known struct {
+	// Slices and Generation are those of the last Cut; 1 and 0 if there was none.
+	Slices     int
+	Generation int64
+	// Fences are the last ones of its shards, those of former cuts included.
+	Fences []shard.Fence
 }
 
 // Config of Duties.
@@ -150,7 +162,7 @@ func (d *Duties) Run(ctx context.Context) error {
 }
 
 // Assign tells what the table says. assigned gives all shards that concern this
-// replica, and those that Known names in any case. It returns when all new
+// replica, and those that Concerned names in any case. It returns when all new
 // shards have begun, or ctx ends.
 func (d *Duties) Assign(ctx context.Context, assigned map[shard.ID]Assigned) {
 	var fresh []*actor
@@ -264,8 +276,8 @@ func (d *Duties) noted() {
 	d.cfg.Answered()
 }
 
-// Known says with which shards this replica has anything to do.
-func (d *Duties) Known() map[shard.ID]bool {
+// Concerned says with which shards this replica has anything to do.
+func (d *Duties) Concerned() map[shard.ID]bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known := make(map[shard.ID]bool, len(d.actors))

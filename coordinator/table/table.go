@@ -142,6 +142,8 @@ type Answer struct {
 	Epoch shard.Epoch `json:"epoch,omitempty"`
 	// Holder is who has the fence, for Behind.
 	Holder string `json:"holder,omitempty"`
+	// Generation is the one that the database has, for Behind.
+	Generation int64 `json:"generation,omitempty"`
 }
 
 // Load is what one replica measures of all its shards.

@@ -21,8 +21,12 @@ type batch struct {
 	changes []change
 	fleet   table.Fleet
 	// roster and drains are as they will be.
-	roster    map[string]table.Roster
-	drains    map[string]table.Drain
+	roster map[string]table.Roster
+	drains map[string]table.Drain
+	// adopted are clusters whose cut was taken over from the database.
+	adopted map[string]bool
+	// released says that an operator has let the brake go.
+	released  bool
 	questions []func(context.Context)
 }
 

@@ -84,7 +84,7 @@ func (b *batch) command(c table.Command, cuts map[string]bool) error {
 	case table.Unfreeze:
 		b.fleet.Freeze = shard.Freeze{}
 	case table.BrakeRelease:
-		b.fleet.Brake = b.fleet.Brake.Release(b.now)
+		b.fleet.Brake, b.released = b.fleet.Brake.Release(b.now), true
 	case table.Slices:
 		return b.cut(c, cuts)
 	default:

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trestle-bridge/trestle/coordinator/duty"
 	"github.com/trestle-bridge/trestle/coordinator/table"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -145,42 +146,88 @@ func (b *batch) leave(id shard.ID) {
 // also whether someone may still hold one: after the loss of the whole store,
 // owners come back one by one, and are waited for.
 func (b *batch) begin(missing []shard.ID, clusters map[string]Cluster) {
-	t := b.t
-	t.mu.Lock()
-	unknown := slices.DeleteFunc(slices.Clone(missing), func(id shard.ID) bool { return t.known[id] })
+	var names []string
 	for _, id := range missing {
-		if !t.known[id] {
+		if !slices.Contains(names, id.Cluster) {
+			names = append(names, id.Cluster)
+		}
+	}
+	known := b.known(names)
+	for _, id := range missing {
+		k, answered := known[id.Cluster]
+		if !answered || b.adopt(id.Cluster, k) {
 			continue
 		}
 		cut := b.v.Clusters[id.Cluster].Value
 		r := shard.Record{Phase: shard.PhaseUnowned, Generation: cut.Generation}
 		hold := time.Time{}
-		if fence, raised := t.fences[id]; raised {
-			r.Epoch, r.Former, r.Reason = fence.Epoch, fence.Owner, shard.ReasonOrphan
-			r.Generation = max(r.Generation, fence.Generation)
-			hold = t.started.Add(t.cfg.Planner.Lease)
+		for _, fence := range k.Fences {
+			if fence.Shard == id {
+				r.Epoch, r.Former, r.Reason = fence.Epoch, fence.Owner, shard.ReasonOrphan
+				hold = b.t.started.Add(b.t.cfg.Planner.Lease)
+			}
 		}
 		b.create(id, r, max(clusters[id.Cluster].Weight, 1)/float64(max(cut.Slices, 1)), hold)
-		delete(t.known, id)
-		delete(t.fences, id)
+	}
+}
+
+// known gives what the database has said of clusters, and asks it about the
+// others. An answer is used once.
+func (b *batch) known(names []string) map[string]duty.Known {
+	t := b.t
+	answered := make(map[string]duty.Known)
+	t.mu.Lock()
+	var open []string
+	for _, name := range names {
+		if k, is := t.known[name]; is {
+			answered[name] = k
+			delete(t.known, name)
+		} else {
+			open = append(open, name)
+		}
 	}
 	t.mu.Unlock()
-	if len(unknown) == 0 {
-		return
+	if len(open) == 0 {
+		return answered
 	}
-	b.ask("the fences of new shards", func(ctx context.Context) error {
-		fences, err := t.cfg.Fences.Current(ctx, unknown)
+	b.ask("what it knows of clusters", func(ctx context.Context) error {
+		known, err := t.cfg.Fences.Known(ctx, open)
 		if err != nil {
 			return err
 		}
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		maps.Copy(t.fences, fences)
-		for _, id := range unknown {
-			t.known[id] = true
+		for _, name := range open {
+			t.known[name] = known[name]
 		}
 		return nil
 	})
+	return answered
+}
+
+// adopt takes over how the database says that a cluster is cut, if the table is
+// older. What belongs to another cut then leaves, and the rest begins.
+func (b *batch) adopt(cluster string, k duty.Known) bool {
+	stored := b.v.Clusters[cluster]
+	if k.Generation <= stored.Value.Generation || b.adopted[cluster] {
+		return b.adopted[cluster]
+	}
+	b.t.cfg.Logger.Warn("the table is older than the database, which has a cluster cut otherwise", "cluster", cluster, "slices", k.Slices, "generation", k.Generation)
+	b.adopted[cluster] = true
+	value := stored.Value
+	value.Reslice, value.Slices, value.Generation = nil, k.Slices, k.Generation
+	key := b.t.cfg.Layout.Cluster(cluster)
+	b.replace(key)
+	b.put(rankCommand, key, stored.Mod, value)
+	b.t.planDue = true
+	for _, id := range shard.Slices(cluster, k.Slices) {
+		if h, exists := b.handover(id); exists && h.Record.Generation < k.Generation {
+			d := b.draft(id)
+			d.h.Record.Generation = k.Generation
+			d.value.Record = d.h.Record
+		}
+	}
+	return true
 }
 
 // reslice drives a change of a cluster's number of slices.
@@ -209,7 +256,7 @@ func (b *batch) reslice(cluster string, stored table.Entry[table.Cluster]) {
 	}
 	if next.Phase == shard.ResliceFence && !fenced {
 		b.ask("end of a generation of "+cluster, func(ctx context.Context) error {
-			if err := t.cfg.Fences.EndGeneration(ctx, cluster, next.Generation); err != nil {
+			if err := t.cfg.Fences.Cut(ctx, cluster, next.Generation, next.To); err != nil {
 				return err
 			}
 			t.mu.Lock()
@@ -279,6 +326,12 @@ func (b *batch) answers(id shard.ID, answers map[string]table.Entry[table.Answer
 			e.Kind = shard.EventHolds
 		case table.Behind:
 			e.Kind = shard.EventBehind
+			if h, _ := b.handover(id); a.Generation > h.Record.Generation && from == h.Record.Owner {
+				if k, answered := b.known([]string{id.Cluster})[id.Cluster]; answered {
+					b.adopt(id.Cluster, k)
+				}
+				continue
+			}
 			if a.Holder != from && b.now.Before(b.t.started.Add(b.t.cfg.Planner.Lease)) && alive(b.v, a.Holder) {
 				continue // it is about to say so itself
 			}

@@ -57,10 +57,24 @@ func (b *batch) plan() {
 	var p shard.Plan
 	if fresh {
 		p = b.newPlan()
-		t.braked = p.Brake.Holds()
 		t.planAt = p.Wake
+		switch was := b.v.Fleet.Value.Brake; {
+		case p.Brake.Holds():
+			t.braked = true
+		case t.braked && was.Holds() && !b.released && !p.Brake.Limited:
+			// Enough are back; the others are given a moment, as they went together.
+			t.braked, t.mercy = false, b.now.Add(t.cfg.Planner.Lease/2)
+		default:
+			t.braked = false
+		}
 	}
-	if !t.braked {
+	if b.released {
+		t.mercy = b.now
+	}
+	if b.now.Before(t.mercy) {
+		// What the plan said is asked again then.
+		t.planDue, t.planAt = false, t.mercy
+	} else if !t.braked {
 		b.lose()
 		b.carryOut(p)
 	}

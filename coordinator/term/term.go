@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trestle-bridge/trestle/coordinator/duty"
 	"github.com/trestle-bridge/trestle/coordinator/kv"
 	"github.com/trestle-bridge/trestle/coordinator/table"
 	"github.com/trestle-bridge/trestle/shard"
@@ -38,8 +39,8 @@ type Cluster struct {
 
 // Fences are those of package duty, as far as the leader needs them.
 type Fences interface {
-	Current(ctx context.Context, ids []shard.ID) (map[shard.ID]shard.Fence, error)
-	EndGeneration(ctx context.Context, cluster string, generation int64) error
+	Known(ctx context.Context, clusters []string) (map[string]duty.Known, error)
+	Cut(ctx context.Context, cluster string, generation int64, slices int) error
 }
 
 // Table is how the leader reads.
@@ -75,6 +76,9 @@ type Config struct {
 	MovesAtOnce int
 	// WeighEvery is how often weights are reckoned; 0 means 15 s.
 	WeighEvery time.Duration
+	// Mercy is until when replicas that are missing are expected to come back:
+	// their shards are left alone.
+	Mercy time.Time
 	// CallTimeout bounds a call to the store or the database; 0 means 3 s.
 	CallTimeout time.Duration
 	Metrics     *Metrics
@@ -93,13 +97,14 @@ type Term struct {
 	planDue bool
 	planAt  time.Time
 	braked  bool
+	// mercy is Config.Mercy, or later after a loss of many.
+	mercy   time.Time
 	weighAt time.Time
 
 	// mu guards what the questions to the database have brought.
 	mu      sync.Mutex
 	asking  map[string]bool
-	fences  map[shard.ID]shard.Fence
-	known   map[shard.ID]bool
+	known   map[string]duty.Known
 	ended   map[string]int64
 	answers chan struct{} // coalesces wake-ups
 }
@@ -131,7 +136,7 @@ func New(cfg Config) *Term {
 	}
 	return &Term{
 		cfg: cfg, shards: make(map[shard.ID]*entry), queue: make(map[shard.ID]shard.Move), planDue: true,
-		asking: make(map[string]bool), fences: make(map[shard.ID]shard.Fence), known: make(map[shard.ID]bool),
+		asking: make(map[string]bool), known: make(map[string]duty.Known),
 		ended: make(map[string]int64), answers: make(chan struct{}, 1),
 	}
 }
@@ -144,6 +149,7 @@ func (t *Term) Run(ctx context.Context) error {
 	defer cancel()
 	defer t.cfg.Metrics.reset()
 	t.started = time.Now()
+	t.mercy = t.cfg.Mercy
 	t.written = t.cfg.Created
 	for ctx.Err() == nil {
 		if err := t.cfg.Table.Caught(ctx, t.written); err != nil {
@@ -207,7 +213,7 @@ func (t *Term) pass(ctx context.Context, questions *sync.WaitGroup) (time.Time, 
 }
 
 func (t *Term) decide(v *table.View, now time.Time) *batch {
-	b := &batch{t: t, v: v, now: now, drafts: make(map[shard.ID]*draft), fleet: v.Fleet.Value, roster: make(map[string]table.Roster), drains: make(map[string]table.Drain)}
+	b := &batch{t: t, v: v, now: now, drafts: make(map[shard.ID]*draft), fleet: v.Fleet.Value, roster: make(map[string]table.Roster), drains: make(map[string]table.Drain), adopted: make(map[string]bool)}
 	t.sync(v, now)
 	b.readRoster()
 	b.readDrains()
