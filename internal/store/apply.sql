@@ -118,12 +118,12 @@ judged AS MATERIALIZED (
                     -- The document comes with conditions and a phase.
                     WHEN r.new_phase = r.document_phase AND r.failed IS NULL THEN
                         CASE
-                            WHEN r.old_conditions - $19::text[] = '{}' THEN r.document
-                            ELSE jsonb_set(r.document, '{conditions}', (r.old_conditions - $19::text[]) || r.conditions)
+                            WHEN r.other_conditions = '{}' THEN r.document
+                            ELSE jsonb_set(r.document, '{conditions}', r.other_conditions || r.conditions)
                         END
                     ELSE r.document || jsonb_build_object(
                         'phase', r.new_phase,
-                        'conditions', (r.old_conditions - $19::text[]) || r.conditions
+                        'conditions', r.other_conditions || r.conditions
                             || CASE WHEN r.failed IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('failed', r.failed) END)
                 END
             END AS status
@@ -135,9 +135,10 @@ judged AS MATERIALIZED (
                 c.position, c.fence, c.id, c.version, c.ide_url, c.document, c.document -> 'conditions' AS conditions,
                 c.workspace_id, coalesce(c.owner_id::text, '') AS owner_id, c.region,
                 c.old_creation, c.old_version, c.old_deployed, c.old_started, c.old_stopping, c.old_stopped, c.old_ide_url, c.old_phase,
-                -- Others write the document too; what is no object is none.
-                CASE WHEN jsonb_typeof(c.old_status) = 'object' THEN c.old_status ELSE '{}' END AS old_status,
-                CASE WHEN jsonb_typeof(c.old_conditions) = 'object' THEN c.old_conditions ELSE '{}' END AS old_conditions,
+                c.old_status,
+                c.old_conditions,
+                -- Those that no update speaks of, and failed.
+                c.old_conditions - $19::text[] AS other_conditions,
                 CASE
                     WHEN c.cluster IS NULL THEN 6
                     WHEN c.workspace_id IS NULL THEN 4
@@ -158,7 +159,7 @@ judged AS MATERIALIZED (
                     l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.document, l.phase AS document_phase,
                     l.workspace_id, l.owner_id, l.region, l.floor,
                     l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
-                    l.old_ide_url, l.old_phase, l.old_status, l.old_status -> 'conditions' AS old_conditions,
+                    l.old_ide_url, l.old_phase, l.old_status, l.old_conditions,
                     {{- if .Folded}}
                     l.first OR f.version IS NOT NULL AS counts,
                     CASE WHEN l.first THEN l.phase ELSE f.phase END AS phase,
@@ -192,7 +193,11 @@ judged AS MATERIALIZED (
                         i.workspace_id, i.region, i.creation_time AS old_creation,
                         i.deployed_time AS old_deployed, i.started_time AS old_started,
                         i.stopping_time AS old_stopping, i.stopped_time AS old_stopped,
-                        i.ide_url AS old_ide_url, i.phase AS old_phase, i.status AS old_status,
+                        i.ide_url AS old_ide_url, i.phase AS old_phase,
+                        -- Others write the document too; what is no object is
+                        -- none.
+                        CASE WHEN jsonb_typeof(i.status) = 'object' THEN i.status ELSE '{}' END AS old_status,
+                        CASE WHEN jsonb_typeof(i.status -> 'conditions') = 'object' THEN i.status -> 'conditions' ELSE '{}' END AS old_conditions,
                         i.status_version AS old_version, i.floor,
                         CASE WHEN e.rung = 0 THEN i.status_version = 0 ELSE e.rung > i.floor END AS first,
                         (SELECT w.owner_id FROM workspace w WHERE w.id = i.workspace_id) AS owner_id

@@ -244,10 +244,15 @@ func (b *bench) rows(ids ...status.InstanceID) map[status.InstanceID]*statustest
 			i.ide_url, i.status, m.metrics,
 			p.state, coalesce(p.error, ''), coalesce(p.snapshot, ''), p.status_version, p.instance_id, p.instance_created,
 			(SELECT coalesce(array_agg(t.name ORDER BY t.name), '{}') FROM gitpod_token t JOIN workspace w ON w.owner_id = t.user_id WHERE w.id = i.workspace_id),
-			(SELECT coalesce(array_agg(l.event ORDER BY l.id), '{}') FROM trestle_lifecycle l WHERE l.event -> 'properties' ->> 'instanceId' = i.id::text)
+			coalesce(l.events, '{}')
 		FROM workspace_instance i
 		LEFT JOIN workspace_instance_metrics m ON m.instance_id = i.id
 		LEFT JOIN prebuilt_workspace p ON p.build_workspace_id = i.workspace_id
+		LEFT JOIN (
+			SELECT event -> 'properties' ->> 'instanceId' AS id, array_agg(event ORDER BY id) AS events
+			FROM trestle_lifecycle
+			GROUP BY 1
+		) l ON l.id = i.id::text
 		WHERE i.id = ANY ($1)`, uuids)
 	if err != nil {
 		b.Fatal(err)
