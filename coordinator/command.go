@@ -50,7 +50,7 @@ func (c *Coordinator) Do(ctx context.Context, command Command) error {
 	key := c.layout.Command(name)
 	limited, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
 	defer cancel()
-	result, err := c.cfg.Store.Txn(limited, []kv.Guard{kv.Created(key, 0)}, []kv.Op{kv.Put(key, table.Encode(command), 0)})
+	result, err := c.store.Txn(limited, []kv.Guard{kv.Created(key, 0)}, []kv.Op{kv.Put(key, table.Encode(command), 0)})
 	if err != nil {
 		return fmt.Errorf("write the command %s: %w", command.Kind, err)
 	}

@@ -169,6 +169,7 @@ type Coordinator struct {
 	cfg     Config
 	layout  table.Layout
 	mirror  *mirror
+	store   store
 	lease   *lease
 	voice   *voice
 	duties  *duty.Duties
@@ -202,6 +203,7 @@ func New(cfg Config) (*Coordinator, error) {
 	c.lease = newLease(c)
 	c.voice = newVoice(c)
 	c.mirror = newMirror(c, c.assign, c.elect, c.lead, c.voice.wake)
+	c.store = store{cfg.Store, c.mirror}
 	c.duties, err = duty.New(duty.Config{
 		Incarnation: cfg.Replica.Incarnation, Worker: cfg.Worker, Fences: cfg.Fences, Logger: cfg.Logger,
 		Answered: func() { poke(c.assign) },

@@ -26,7 +26,7 @@ func (c *Coordinator) runElection(ctx context.Context) error {
 		value := table.Encode(table.Leader{Incarnation: c.me(), Name: c.cfg.Replica.ID, Since: time.Now().UTC()})
 		// The first to see the key go asks at once, the others would ask in vain.
 		limited, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
-		result, err := c.cfg.Store.Txn(limited, []kv.Guard{guard}, []kv.Op{kv.Put(c.layout.Leader(), value, lease)})
+		result, err := c.store.Txn(limited, []kv.Guard{guard}, []kv.Op{kv.Put(c.layout.Leader(), value, lease)})
 		cancel()
 		switch {
 		case errors.Is(err, kv.ErrNoLease):
@@ -130,7 +130,7 @@ func (c *Coordinator) runTerm(ctx context.Context, lease kv.LeaseID, value []byt
 		mercy = again.Add(2 * c.cfg.Timing.Renew)
 	}
 	t := term.New(term.Config{
-		Store: c.cfg.Store, Table: c.mirror, Layout: c.layout, Leader: value, Created: created, Wake: c.lead, Mercy: mercy,
+		Store: c.store, Table: c.mirror, Layout: c.layout, Leader: value, Created: created, Wake: c.lead, Mercy: mercy,
 		Clusters: c.cfg.Clusters, Fences: c.cfg.Fences, Sweep: c.cfg.Sweep,
 		Limits: c.cfg.Timing.Limits, Planner: c.cfg.Timing.Planner, MovesAtOnce: c.cfg.Timing.MovesAtOnce,
 		WeighEvery: c.cfg.Timing.WeighEvery, CallTimeout: c.cfg.Timing.Call, Metrics: c.leader, Logger: log,
@@ -162,7 +162,7 @@ func (c *Coordinator) resign(ctx context.Context, created int64, value []byte) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
 	defer cancel()
 	guards := []kv.Guard{kv.Created(c.layout.Leader(), created), kv.Equal(c.layout.Leader(), value)}
-	if _, err := c.cfg.Store.Txn(ctx, guards, []kv.Op{kv.Delete(c.layout.Leader())}); err != nil {
+	if _, err := c.store.Txn(ctx, guards, []kv.Op{kv.Delete(c.layout.Leader())}); err != nil {
 		c.cfg.Logger.Warn("the leadership could not be given back; it goes with the lease", "error", err)
 	}
 }

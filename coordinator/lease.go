@@ -13,6 +13,8 @@ import (
 // the client's keepalive goes on by itself however stuck the process is.
 type lease struct {
 	c *Coordinator
+	// failed says that the last renewal did; it is run's own.
+	failed bool
 
 	// mu guards what follows.
 	mu sync.Mutex
@@ -124,6 +126,7 @@ func (l *lease) grant(ctx context.Context) bool {
 	}
 	l.c.cfg.Logger.Info("this replica has a lease", "lease", int64(id), "ttl", ttl)
 	l.set(id, begun.Add(ttl-l.c.cfg.Timing.Margin))
+	poke(l.c.mirror.distrust)
 	return true
 }
 
@@ -134,6 +137,11 @@ func (l *lease) renew(ctx context.Context, id kv.LeaseID) error {
 	ttl, err := l.c.cfg.Store.KeepAlive(limited, id)
 	switch {
 	case err == nil:
+		if l.failed {
+			// While it was away the store may have been replaced.
+			poke(l.c.mirror.distrust)
+		}
+		l.failed = false
 		l.mu.Lock()
 		if l.id == id {
 			l.until = begun.Add(ttl - l.c.cfg.Timing.Margin)
@@ -144,6 +152,7 @@ func (l *lease) renew(ctx context.Context, id kv.LeaseID) error {
 		l.c.cfg.Logger.Warn("this replica's lease has expired; it registers anew and goes on with its shards")
 		l.gone(id)
 	default:
+		l.failed = true
 		l.c.metrics.renewals.Inc()
 		l.c.cfg.Logger.Warn("this replica's lease cannot be renewed", "error", err)
 	}

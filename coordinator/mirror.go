@@ -4,12 +4,33 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/trestle-bridge/trestle/coordinator/kv"
 	"github.com/trestle-bridge/trestle/coordinator/table"
 )
+
+// store is the Store with an eye on revisions: what is written after something
+// was read has a higher one. If it has not, the store was replaced by an older
+// copy, and the view is of two histories.
+type store struct {
+	kv.Store
+	m *mirror
+}
+
+func (s store) Txn(ctx context.Context, guards []kv.Guard, ops []kv.Op) (kv.Result, error) {
+	before := int64(0)
+	s.m.Look(func(v *table.View) { before = v.Revision })
+	result, err := s.Store.Txn(ctx, guards, ops)
+	puts := slices.ContainsFunc(ops, func(op kv.Op) bool { return !op.Delete }) // a deletion may change nothing
+	if err == nil && (result.Revision < before || result.Revision == before && result.OK && puts) {
+		s.m.c.cfg.Logger.Warn("the store has gone back in time; the table is read anew", "from", before, "to", result.Revision)
+		poke(s.m.distrust)
+	}
+	return result, err
+}
 
 // mirror keeps the table as read from the store: a listing, and a watch from
 // there on. It lists again when the watch ends (compaction, no leader), when
@@ -21,6 +42,9 @@ type mirror struct {
 	wakes []chan struct{}
 	// refresh asks for a listing; the answer is the error of it.
 	refresh chan chan error
+	// distrust carries the wake-up that the view may be of a store that is no
+	// more; it coalesces.
+	distrust chan struct{}
 	// expects carries the wake-up that expected has grown; it coalesces.
 	expects chan struct{}
 
@@ -35,7 +59,7 @@ type mirror struct {
 
 func newMirror(c *Coordinator, wakes ...chan struct{}) *mirror {
 	m := &mirror{
-		c: c, wakes: wakes, refresh: make(chan chan error), expects: make(chan struct{}, 1),
+		c: c, wakes: wakes, refresh: make(chan chan error), expects: make(chan struct{}, 1), distrust: make(chan struct{}, 1),
 		view: table.NewView(c.layout, c.me()), changed: make(chan struct{}),
 	}
 	m.view.Broken = func(key string, err error) {
@@ -215,6 +239,8 @@ func (m *mirror) follow(ctx context.Context, revision int64) []chan error {
 			}
 		case a := <-m.refresh:
 			return []chan error{a}
+		case <-m.distrust:
+			return nil
 		case <-relist.C:
 			return nil
 		case <-ctx.Done():

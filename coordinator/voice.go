@@ -107,7 +107,7 @@ func (s *voice) run(ctx context.Context) error {
 			continue
 		}
 		limited, cancel := context.WithTimeout(ctx, s.c.cfg.Timing.Call)
-		result, err := s.c.cfg.Store.Txn(limited, nil, ops)
+		result, err := s.c.store.Txn(limited, nil, ops)
 		cancel()
 		switch {
 		case err == nil:
