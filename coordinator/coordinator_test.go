@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -598,5 +599,79 @@ func TestLeaveWithoutTheStore(t *testing.T) {
 		w.store.Start()
 		time.Sleep(w.lease + 3*time.Second)
 		w.calm(100 * time.Millisecond)
+	})
+}
+
+// Heavy shards are spread, and their weight is kept in the table.
+func TestWeights(t *testing.T) {
+	in(t, 8, func(t *testing.T, w *world) {
+		w.rates = map[string]float64{"c00": 1000, "c01": 1000, "c02": 1000, "c03": 1000}
+		w.fleet("a", "b")
+		time.Sleep(5 * time.Minute)
+		s, _ := w.nodes[0].c.State()
+		for _, sh := range s.Shards {
+			want := 1.0
+			if w.rates[sh.ID.Cluster] > 0 {
+				want = 1002
+			}
+			if got := sh.Stored.Weight; got < 0.85*want || got > 1.15*want {
+				t.Errorf("%s weighs %v", sh.ID, got)
+			}
+			if sh.Measured.Rate != w.rates[sh.ID.Cluster] {
+				t.Errorf("%s is measured as %+v", sh.ID, sh.Measured)
+			}
+		}
+		if s.Replicas[0].Load > 3200 || s.Replicas[1].Load > 3200 {
+			t.Errorf("the loads are %v and %v", s.Replicas[0].Load, s.Replicas[1].Load)
+		}
+	})
+}
+
+// What a later version has added to the table, this one leaves there.
+func TestFieldsOfLaterVersionsStay(t *testing.T) {
+	in(t, 1, func(t *testing.T, w *world) {
+		w.fleet("a")
+		client := w.store.Client(nil)
+		key := "/trestle/shards/c00"
+		items, _, err := client.List(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		later := strings.Replace(string(items[0].Value), "{", `{"later":{"x":1},`, 1)
+		if _, err := client.Txn(t.Context(), nil, []kv.Op{kv.Put(key, []byte(later), 0)}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		w.start("b", "1")
+		time.Sleep(time.Second)
+		w.node("a").stop()
+		time.Sleep(w.lease + 3*time.Second)
+		w.calm(100 * time.Millisecond)
+		items, _, err = client.List(t.Context(), key)
+		if err != nil || !strings.Contains(string(items[0].Value), `"later":{"x":1}`) {
+			t.Errorf("%s, %v", items[0].Value, err)
+		}
+	})
+}
+
+// What cannot be read counts as empty, and is written anew from what the
+// database and the owners know.
+func TestDamagedAssignment(t *testing.T) {
+	in(t, 3, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		client := w.store.Client(nil)
+		var ops []kv.Op
+		for i := range 3 {
+			ops = append(ops, kv.Put(fmt.Sprintf("/trestle/shards/c%02d", i), []byte("{not json"), 0))
+		}
+		ops = append(ops, kv.Put("/trestle/shards/bad#id", []byte("{}"), 0), kv.Put("/trestle/unknown/x", nil, 0))
+		if _, err := client.Txn(t.Context(), nil, ops); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		w.calm(100 * time.Millisecond)
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
 	})
 }

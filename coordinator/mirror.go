@@ -76,14 +76,18 @@ func (m *mirror) Look(do func(*table.View)) {
 	do(m.view)
 }
 
-func (m *mirror) change(do func(*table.View)) {
+// change lets do change the view, and wakes the loops if it says that they
+// should be.
+func (m *mirror) change(do func(*table.View) bool) {
 	m.mu.Lock()
-	do(m.view)
+	matters := do(m.view)
 	close(m.changed)
 	m.changed = make(chan struct{})
 	m.mu.Unlock()
 	for _, w := range m.wakes {
-		poke(w)
+		if matters {
+			poke(w)
+		}
 	}
 }
 
@@ -175,9 +179,10 @@ func (m *mirror) list(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	m.c.metrics.listings.Inc()
-	m.change(func(v *table.View) {
+	m.change(func(v *table.View) bool {
 		v.Reset(items, revision)
 		m.expected = revision
+		return true
 	})
 	return revision, nil
 }
@@ -225,7 +230,7 @@ func (m *mirror) follow(ctx context.Context, revision int64) []chan error {
 				}
 				return nil
 			}
-			m.change(func(v *table.View) { v.Apply(batch) })
+			m.change(func(v *table.View) bool { return v.Apply(batch) })
 		case <-m.expects:
 			if !waiting {
 				waiting = true

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trestle-bridge/trestle/coordinator/kv"
 	"github.com/trestle-bridge/trestle/coordinator/kv/kvtest"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -28,13 +29,16 @@ type world struct {
 	rng   *rand.Rand
 	lease time.Duration
 	store *kvtest.Fake
-	db    *database
-	log   *slog.Logger
-	nodes []*node
-	born  int
+	// connect, if set, gives the replicas another store than the fake.
+	connect func(*node) kv.Store
+	db      *database
+	log     *slog.Logger
+	nodes   []*node
+	born    int
 
 	mu       sync.Mutex // guards what follows, and rng
 	clusters map[string]bool
+	rates    map[string]float64
 	swept    []string
 	faults   []string // found by the oracle
 }
@@ -187,8 +191,12 @@ func (w *world) start(name, revision string) *node {
 		w: w, name: name, inc: fmt.Sprintf("%s.%d", name, w.born), peer: fmt.Sprintf("10.0.0.%d:1", w.born),
 		done: make(chan struct{}), signals: make(chan Signal), workers: make(map[shard.ID]*writer),
 	}
+	connect := w.connect
+	if connect == nil {
+		connect = func(n *node) kv.Store { return w.store.Client(n) }
+	}
 	c, err := New(Config{
-		Store: w.store.Client(n), Prefix: "/trestle", Lease: w.lease,
+		Store: connect(n), Prefix: "/trestle", Lease: w.lease,
 		Replica:  Replica{ID: name, Incarnation: n.inc, Revision: revision, PeerAddress: n.peer},
 		Worker:   n,
 		Fences:   n,
@@ -199,7 +207,7 @@ func (w *world) start(name, revision string) *node {
 			defer n.mu.Unlock()
 			return !n.sick
 		},
-		Measure: func() map[shard.ID]Measured { return nil },
+		Measure: n.measure,
 		Sweep: func(cluster string) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -223,6 +231,16 @@ func (w *world) start(name, revision string) *node {
 	}()
 	w.nodes = append(w.nodes, n)
 	return n
+}
+
+func (n *node) measure() map[shard.ID]Measured {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	measured := make(map[shard.ID]Measured)
+	for cluster, rate := range n.w.rates {
+		measured[shard.Whole(cluster)] = Measured{Rate: rate, Live: 100}
+	}
+	return measured
 }
 
 func (n *node) clusters() ([]Cluster, bool) {

@@ -98,12 +98,15 @@ func (v *View) Reset(items []kv.Item, revision int64) {
 	v.Revision = revision
 }
 
-// Apply takes what a watch gave.
-func (v *View) Apply(batch kv.Batch) {
+// Apply takes what a watch gave, and says whether that can matter to what is
+// done now: measured loads do not.
+func (v *View) Apply(batch kv.Batch) (matters bool) {
 	for _, e := range batch.Events {
 		v.apply(e)
+		matters = matters || !strings.HasPrefix(e.Key, v.layout.prefix+"loads/")
 	}
 	v.Revision = max(v.Revision, batch.Revision)
+	return matters
 }
 
 func (v *View) apply(e kv.Event) {
