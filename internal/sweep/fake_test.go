@@ -127,8 +127,8 @@ func (w *world) sweeper() (*Sweeper, *prometheus.Registry) {
 	s, err := New(Config{
 		Installation: "local", Limits: limits(),
 		Store: w, Outbox: w, Publisher: w, Owners: w, Clusters: w.list,
-		Lifecycle:     func() { w.lifecycle++ },
-		PrebuildEnded: func(state string) { w.prebuilds = append(w.prebuilds, state) },
+		Lifecycle:     func() { w.with(func() { w.lifecycle++ }) },
+		PrebuildEnded: func(state string) { w.with(func() { w.prebuilds = append(w.prebuilds, state) }) },
 		Logger:        slog.New(&w.log), Registerer: registry,
 	})
 	if err != nil {

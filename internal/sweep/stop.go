@@ -240,5 +240,9 @@ func (t *term) publishOldest(ctx context.Context, id shard.ID) (found int, err e
 		return 0, err
 	}
 	t.metrics.orphans.Add(float64(len(rows)))
-	return len(rows), t.attempt(ctx, func(ctx context.Context) error { return t.cfg.Outbox.DeleteOutbox(ctx, refs) })
+	// What was published goes, also if the term ends meanwhile: the next
+	// leader would publish it again.
+	deleting, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.Timing.Attempt)
+	defer cancel()
+	return len(rows), t.cfg.Outbox.DeleteOutbox(deleting, refs)
 }

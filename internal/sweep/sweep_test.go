@@ -30,24 +30,28 @@ func TestTwoLooksStopARow(t *testing.T) {
 		w.wantStopped("after one look")
 		time.Sleep(15 * time.Second)
 		w.wantStopped("after two", id(1))
-		if asked := w.clusters["eu"].asked; len(asked) != 2 || asked[1].Sub(asked[0]) < 11*time.Second {
-			t.Errorf("the cluster was asked at %v", asked)
-		}
-		if n := w.publishes()[id(1).String()]; n != 1 || len(w.outbox) != 0 {
-			t.Errorf("published %d times, %d rows are left in the outbox", n, len(w.outbox))
-		}
-		if !slices.Equal(w.forgotten["eu"], []status.InstanceID{id(1)}) {
-			t.Errorf("forgotten: %v", w.forgotten)
-		}
-		if w.lifecycle != 1 || !slices.Equal(w.prebuilds, []string{"aborted"}) {
-			t.Errorf("lifecycle %d, prebuilds %v", w.lifecycle, w.prebuilds)
-		}
+		once := w.publishes()[id(1).String()]
+		w.with(func() {
+			asked := w.clusters["eu"].asked
+			if len(asked) != 2 || asked[1].Sub(asked[0]) < 11*time.Second {
+				t.Errorf("the cluster was asked at %v", asked)
+			}
+			if once != 1 || len(w.outbox) != 0 {
+				t.Errorf("published %d times, %d rows are left in the outbox", once, len(w.outbox))
+			}
+			if !slices.Equal(w.forgotten["eu"], []status.InstanceID{id(1)}) {
+				t.Errorf("forgotten: %v", w.forgotten)
+			}
+			if w.lifecycle != 1 || !slices.Equal(w.prebuilds, []string{"aborted"}) {
+				t.Errorf("lifecycle %d, prebuilds %v", w.lifecycle, w.prebuilds)
+			}
+			// By then, what was heard while the cluster answered is written.
+			if since := w.askedSince["eu"]; since.Sub(asked[1]) < time.Second {
+				t.Errorf("the owner was asked about the time until %s, the cluster at %s", since, asked[1])
+			}
+		})
 		if n := gauge(t, registry, "gitpod_ws_instances_marked_stopped_total")["running"]; n != 1 {
 			t.Errorf("%v instances are counted as stopped", n)
-		}
-		// By then, what was heard while the cluster answered is written.
-		if since := w.askedSince["eu"]; since.Sub(w.clusters["eu"].asked[1]) < time.Second {
-			t.Errorf("the owner was asked about the time until %s, the cluster at %s", since, w.clusters["eu"].asked[1])
 		}
 		// Then all is quiet, at the usual pace.
 		time.Sleep(10 * time.Minute)
@@ -386,7 +390,8 @@ func TestClustersComeAndGo(t *testing.T) {
 		w.with(func() { w.cluster("eu", id(1)) }) // its address has changed
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
-		asked := len(old.asked)
+		asked := 0
+		w.with(func() { asked = len(old.asked) })
 		if w.asked("eu") == 0 {
 			t.Error("a cluster is not asked where it is now")
 		}
@@ -461,9 +466,11 @@ func TestAStopWhoseOutcomeIsNotKnown(t *testing.T) {
 	}, func(w *world, _ *Sweeper, _ *prometheus.Registry) {
 		time.Sleep(begun)
 		synctest.Wait()
-		if len(w.forgotten["eu"]) == 0 {
-			t.Error("the owner was not told to forget what may have been stopped")
-		}
+		w.with(func() {
+			if len(w.forgotten["eu"]) == 0 {
+				t.Error("the owner was not told to forget what may have been stopped")
+			}
+		})
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
 		if n := w.publishes()[id(1).String()]; n != 1 {
@@ -479,10 +486,12 @@ func TestAPublishThatFails(t *testing.T) {
 	}, func(w *world, _ *Sweeper, _ *prometheus.Registry) {
 		time.Sleep(10 * time.Minute)
 		w.wantStopped("not published", id(1))
-		if len(w.outbox) != 1 {
-			t.Errorf("the outbox holds %d rows", len(w.outbox))
-		}
-		w.with(func() { w.publishFail = nil })
+		w.with(func() {
+			if len(w.outbox) != 1 {
+				t.Errorf("the outbox holds %d rows", len(w.outbox))
+			}
+			w.publishFail = nil
+		})
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		if n := w.publishes()[id(1).String()]; n != 1 || len(w.outbox) != 0 {
