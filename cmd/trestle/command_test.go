@@ -122,7 +122,7 @@ func TestVersion(t *testing.T) {
 
 func TestHelpNamesEverything(t *testing.T) {
 	_, out, _ := call(t, nil, "help")
-	for _, command := range []string{"serve", "migrate", "config", "version"} {
+	for _, command := range []string{"serve", "migrate", "config", "dev", "version"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("%s is missing from\n%s", command, out)
 		}
