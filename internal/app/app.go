@@ -20,6 +20,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/internal/sweep"
 	"github.com/trestle-bridge/trestle/internal/upstream"
 	"github.com/trestle-bridge/trestle/pipeline"
 )
@@ -147,6 +148,29 @@ func Run(ctx context.Context, o Options) error {
 		Traced:   tracing.On(),
 		Logger:   log.With("component", "upstream"),
 	})
+	sweeper, err := sweep.New(sweep.Config{
+		Installation: cfg.Installation,
+		Limits: store.Limits{
+			Preparing: cfg.Timeouts.Preparing,
+			Building:  cfg.Timeouts.Building,
+			Unknown:   cfg.Timeouts.Unknown,
+			Pending:   cfg.Timeouts.Pending,
+			Stopping:  cfg.Timeouts.Stopping,
+		},
+		Timing:        sweep.Timing{Interval: cfg.ControllerInterval, MaxDisconnect: cfg.ControllerMaxDisconnect},
+		Store:         db,
+		Outbox:        db,
+		Publisher:     redis,
+		Owners:        owners{clusters},
+		Clusters:      clusters.sweptClusters,
+		Lifecycle:     lifecycle.Wake,
+		PrebuildEnded: pipe.PrebuildEnded,
+		Logger:        log.With("component", "sweep"),
+		Registerer:    registry,
+	})
+	if err != nil {
+		return err
+	}
 	health := health{pipeline: pipe, store: db, redis: redis, clusters: clusters}
 	server, err := observe.NewServer(observe.ServerConfig{
 		Address:  cfg.HTTP.Address,
@@ -176,6 +200,7 @@ func Run(ctx context.Context, o Options) error {
 	hearing, stopHearing := context.WithCancel(ctx)
 	defer stopHearing()
 	context.AfterFunc(finish, stopHearing) // a part that failed ends all
+	group.Go(func() error { lead(hearing, log.With("component", "sweep"), db, pipe.Owner(), sweeper); return nil })
 	clusters.run(hearing)
 
 	log.Info("stopping: what was heard is being written and published", "limit", cfg.Shutdown.Timeout.String(), "waiting", pipe.Waiting())

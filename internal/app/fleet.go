@@ -39,9 +39,12 @@ type fleetConfig struct {
 type fleet struct {
 	cfg fleetConfig
 
-	// mu guards members and known.
+	// mu guards what follows.
 	mu      sync.Mutex
 	members map[string]*member
+	// exist names the clusters that exist, those that cannot be heard
+	// included; nil until they have been read.
+	exist []string
 	// known says that the clusters have been read at least once.
 	known bool
 }
@@ -88,6 +91,7 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 	rows, err := f.cfg.Store.Clusters(attempt)
 	cancel()
+	read := err == nil
 	if err != nil {
 		if f.isKnown() {
 			return err
@@ -97,9 +101,11 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	}
 	wanted := make(map[string]upstream.Cluster)
 	gauges := make([]store.Cluster, 0, len(rows))
+	exist := make([]string, 0, len(rows))
 	for _, static := range f.cfg.Config.StaticBridges {
 		if !slices.ContainsFunc(rows, func(row store.Cluster) bool { return row.Name == static.Name }) {
 			wanted[static.Name] = staticCluster(static)
+			exist = append(exist, static.Name)
 			gauges = append(gauges, store.Cluster{Name: static.Name, Score: int32(static.Score), State: static.State})
 		}
 	}
@@ -108,6 +114,7 @@ func (f *fleet) reconcile(ctx context.Context) error {
 		if !row.Govern {
 			continue
 		}
+		exist = append(exist, row.Name)
 		cluster, decodeErr := registeredCluster(row)
 		if decodeErr != nil {
 			err = errors.Join(err, decodeErr)
@@ -148,11 +155,12 @@ func (f *fleet) reconcile(ctx context.Context) error {
 		f.members[name] = m
 		f.mu.Unlock()
 	}
-	if err == nil {
-		f.mu.Lock()
-		f.known = true
-		f.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if read {
+		f.exist = exist
 	}
+	f.known = f.known || err == nil
 	return err
 }
 

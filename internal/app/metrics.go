@@ -16,12 +16,10 @@ const outboxInterval = 10 * time.Second
 
 // metrics are those of the service as a whole.
 type metrics struct {
-	score    *prometheus.GaugeVec
-	cordoned *prometheus.GaugeVec
-	// markedStopped is here so that the series exist from the start.
-	markedStopped *prometheus.CounterVec
-	outboxRows    prometheus.Gauge
-	outboxOldest  prometheus.Gauge
+	score        *prometheus.GaugeVec
+	cordoned     *prometheus.GaugeVec
+	outboxRows   prometheus.Gauge
+	outboxOldest prometheus.Gauge
 }
 
 func newMetrics(registerer prometheus.Registerer, version, revision string) *metrics {
@@ -32,9 +30,6 @@ func newMetrics(registerer prometheus.Registerer, version, revision string) *met
 		cordoned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gitpod_ws_manager_bridge_cluster_cordoned", Help: "1 if the workspace cluster is cordoned.",
 		}, []string{"workspace_cluster"}),
-		markedStopped: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gitpod_ws_instances_marked_stopped_total", Help: "Instances stopped by a sweep, by the phase they were in.",
-		}, []string{"previous_phase"}),
 		outboxRows: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "trestle_outbox_rows", Help: "Rows of the outbox: commits whose messages are not known to be published, of all replicas.",
 		}),
@@ -47,10 +42,7 @@ func newMetrics(registerer prometheus.Registerer, version, revision string) *met
 		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "go_version": runtime.Version()},
 	})
 	build.Set(1)
-	for _, phase := range []string{"unknown", "preparing", "building", "pending", "creating", "initializing", "running", "interrupted", "stopping"} {
-		m.markedStopped.WithLabelValues(phase)
-	}
-	registerer.MustRegister(m.score, m.cordoned, m.markedStopped, m.outboxRows, m.outboxOldest, build)
+	registerer.MustRegister(m.score, m.cordoned, m.outboxRows, m.outboxOldest, build)
 	return m
 }
 

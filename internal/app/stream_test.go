@@ -94,6 +94,7 @@ func TestStaleAndRepeatedUpdatesWriteNothing(t *testing.T) {
 	w.say(marker, w.status(marker, 1, nil))
 	w.until("the last update is written", func() bool { return w.version(marker) == 1 })
 	w.until("every update is accounted for", func() bool { return s.metric(completedTotal) == 209 })
+	w.until("the publishes are made", func() bool { return s.metric(publishedTotal, "type=workspace-instance") >= 2 })
 
 	if after := w.place(heard); after != before {
 		t.Errorf("the row was at %s and is at %s", before, after)
@@ -156,6 +157,7 @@ func TestUnknownForeignAndInvalidUpdates(t *testing.T) {
 	w.say(known, w.status(known, 4, nil))
 	w.say(marker, w.status(marker, 1, nil))
 	w.until("every update is accounted for", func() bool { return s.metric(completedTotal) == 62 })
+	w.until("the publishes are made", func() bool { return s.metric(publishedTotal, "type=workspace-instance") >= 2 })
 
 	if got := w.version(known); got != 4 {
 		t.Errorf("the version is %d, want that of the valid update", got)
