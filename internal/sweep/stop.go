@@ -76,6 +76,10 @@ func (t *term) stop(ctx context.Context, region string, clusters []string, dereg
 	return nil
 }
 
+// grace is how long what follows a commit may take. It goes on when the term
+// ends, and then somebody waits for it.
+const grace = 5 * time.Second
+
 // commit stops rows in one commit, and tells of it. If the database refuses
 // one of them for its own sake, the others are stopped.
 func (t *term) commit(ctx context.Context, clusters []string, order store.Stop) error {
@@ -100,7 +104,7 @@ func (t *term) commit(ctx context.Context, clusters []string, order store.Stop) 
 		return errors.Join(t.commit(ctx, clusters, first), t.commit(ctx, clusters, second))
 	}
 	// What was committed is told, also if the term ends meanwhile.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.Timing.Attempt)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	if err != nil {
 		// Whether it was committed is not known. To forget costs a statement;
@@ -242,7 +246,7 @@ func (t *term) publishOldest(ctx context.Context, id shard.ID) (found int, err e
 	t.metrics.orphans.Add(float64(len(rows)))
 	// What was published goes, also if the term ends meanwhile: the next
 	// leader would publish it again.
-	deleting, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.cfg.Timing.Attempt)
+	deleting, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	return len(rows), t.cfg.Outbox.DeleteOutbox(deleting, refs)
 }
