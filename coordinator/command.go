@@ -50,15 +50,14 @@ func (c *Coordinator) Do(ctx context.Context, command Command) error {
 	key := c.layout.Command(name)
 	limited, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
 	defer cancel()
-	result, err := c.store.Txn(limited, []kv.Guard{kv.Created(key, 0)}, []kv.Op{kv.Put(key, table.Encode(command), 0)})
+	_, err := c.link.Txn(limited, []kv.Guard{kv.Created(key, 0)}, []kv.Op{kv.Put(key, table.Encode(command), 0)})
 	if err != nil {
 		return fmt.Errorf("write the command %s: %w", command.Kind, err)
 	}
-	c.mirror.expect(result.Revision)
 	for {
-		changed := c.mirror.watched()
+		changed := c.link.Changed()
 		var stored table.Entry[Command]
-		c.mirror.Look(func(v *table.View) { stored = v.Commands[name] })
+		c.link.Look(func(v *table.View) { stored = v.Commands[name] })
 		switch done := stored.Value; {
 		case done.Done.IsZero():
 		case done.Refused != "":
@@ -87,6 +86,6 @@ func (c *Coordinator) Plan() shard.Plan {
 func (c *Coordinator) Rank(id shard.ID) []shard.Ranked { return c.plannerState().Rank(id) }
 
 func (c *Coordinator) plannerState() (s shard.State) {
-	c.mirror.Look(func(v *table.View) { s = term.PlannerState(v, c.cfg.Timing.Planner, time.Now()) })
+	c.link.Look(func(v *table.View) { s = term.PlannerState(v, c.cfg.Timing.Planner, time.Now()) })
 	return s
 }

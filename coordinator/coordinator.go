@@ -16,7 +16,7 @@
 //   - A replica that is cut off from the store goes on with what it holds until
 //     the database refuses its fence.
 //
-// Package kv is the store underneath. Owner: whoever changes hand-overs.
+// Package link is the way to the store, package kv the store underneath. Owner: whoever changes hand-overs.
 package coordinator
 
 import (
@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/coordinator/duty"
 	"github.com/trestle-bridge/trestle/coordinator/kv"
+	"github.com/trestle-bridge/trestle/coordinator/link"
 	"github.com/trestle-bridge/trestle/coordinator/table"
 	"github.com/trestle-bridge/trestle/coordinator/term"
 	"github.com/trestle-bridge/trestle/shard"
@@ -168,10 +170,7 @@ func (cfg *Config) complete() error {
 type Coordinator struct {
 	cfg     Config
 	layout  table.Layout
-	mirror  *mirror
-	store   store
-	lease   *lease
-	voice   *voice
+	link    *link.Link
 	duties  *duty.Duties
 	metrics *metrics
 	leader  *term.Metrics
@@ -200,10 +199,16 @@ func New(cfg Config) (*Coordinator, error) {
 	if c.leader, err = term.NewMetrics(cfg.Registerer); err != nil {
 		return nil, err
 	}
-	c.lease = newLease(c)
-	c.voice = newVoice(c)
-	c.mirror = newMirror(c, c.assign, c.elect, c.lead, c.voice.wake)
-	c.store = store{cfg.Store, c.mirror}
+	t := cfg.Timing
+	c.link, err = link.New(link.Config{
+		Store: cfg.Store, Layout: c.layout, Incarnation: cfg.Replica.Incarnation, Healthy: cfg.Healthy,
+		Wakes:  []chan struct{}{c.assign, c.elect, c.lead},
+		Timing: link.Timing{Lease: cfg.Lease, Renew: t.Renew, Margin: t.Margin, Call: t.Call, Relist: t.Relist, Stale: t.Stale},
+		Logger: cfg.Logger, Registerer: cfg.Registerer,
+	})
+	if err != nil {
+		return nil, err
+	}
 	c.duties, err = duty.New(duty.Config{
 		Incarnation: cfg.Replica.Incarnation, Worker: cfg.Worker, Fences: cfg.Fences, Logger: cfg.Logger,
 		Answered: func() { poke(c.assign) },
@@ -212,7 +217,7 @@ func New(cfg Config) (*Coordinator, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.voice.set(c.layout.Member(cfg.Replica.Incarnation), c.member())
+	c.link.Say(c.layout.Member(cfg.Replica.Incarnation), c.member())
 	return c, nil
 }
 
@@ -232,7 +237,7 @@ func (c *Coordinator) member() []byte {
 func (c *Coordinator) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, loop := range []func(context.Context) error{
-		c.mirror.run, c.lease.run, c.voice.run, c.duties.Run, c.runAssign, c.runElection, c.runProbes, c.runReports,
+		c.link.Run, c.duties.Run, c.runAssign, c.runElection, c.runProbes, c.runReports,
 	} {
 		group.Go(func() error { return loop(ctx) })
 	}
@@ -246,7 +251,7 @@ func (c *Coordinator) runAssign(ctx context.Context) error {
 		if assigned := c.assigned(); assigned != nil {
 			c.duties.Assign(ctx, assigned)
 		}
-		c.voice.answer(c.duties.Answers())
+		c.link.Answer(c.duties.Answers())
 		// Whether a cluster exists is nothing that anybody tells us of.
 		wait(ctx, time.Second, c.assign)
 	}
@@ -259,7 +264,7 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 	exists := c.exists()
 	known := c.duties.Concerned()
 	var assigned map[shard.ID]duty.Assigned
-	c.mirror.Look(func(v *table.View) {
+	c.link.Look(func(v *table.View) {
 		if v.Revision == 0 {
 			return
 		}
@@ -299,8 +304,30 @@ func (c *Coordinator) runReports(ctx context.Context) error {
 				load.Shards[id.String()] = m
 			}
 		}
-		c.voice.set(c.layout.Load(c.me()), table.Encode(load))
+		c.link.Say(c.layout.Load(c.me()), table.Encode(load))
 		wait(ctx, jitter(c.cfg.Timing.Report), nil)
 	}
 	return nil
 }
+
+// poke wakes the reader of a channel of size 1.
+func poke(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns after d, when woken, or when ctx ends.
+func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-wake:
+	case <-ctx.Done():
+	}
+}
+
+// jitter keeps periodic work of many replicas apart.
+func jitter(d time.Duration) time.Duration { return d*9/10 + rand.N(d/5+1) }

@@ -233,13 +233,13 @@ func TestPhantomOwner(t *testing.T) {
 	in(t, 9, func(t *testing.T, w *world) {
 		w.fleet("a", "b", "c")
 		for _, victim := range []*node{w.leader(), w.nodes[0]} {
-			refused := w.db.refused
+			refused := w.db.refusals()
 			victim.pause()
 			time.Sleep(w.lease + 2*time.Second)
 			w.calm(100 * time.Millisecond)
 			victim.resume()
 			time.Sleep(3 * time.Second)
-			if w.db.refused == refused {
+			if w.db.refusals() == refused {
 				t.Error("the phantom was refused nothing")
 			}
 			w.calm(100 * time.Millisecond)
@@ -252,7 +252,9 @@ func TestPhantomOwner(t *testing.T) {
 func TestPhantomWritesAreFoundWithoutTheFence(t *testing.T) {
 	in(t, 9, func(t *testing.T, w *world) {
 		w.fleet("a", "b", "c")
+		w.db.mu.Lock()
 		w.db.unfenced = true
+		w.db.mu.Unlock()
 		w.nodes[0].pause()
 		time.Sleep(w.lease + 2*time.Second)
 		w.nodes[0].resume()
@@ -370,7 +372,7 @@ func TestBrake(t *testing.T) {
 		lost := make(map[kv.LeaseID]bool)
 		for _, n := range cut {
 			n.partition()
-			id, _ := n.c.lease.current()
+			id, _ := n.c.link.Lease()
 			lost[id] = true
 		}
 		w.store.Expire(func(id kv.LeaseID) bool { return lost[id] })

@@ -22,15 +22,15 @@ func (c *Coordinator) runElection(ctx context.Context) error {
 			wait(ctx, c.cfg.Timing.Renew, c.elect)
 			continue
 		}
-		lease, _ := c.lease.current()
+		lease, _ := c.link.Lease()
 		value := table.Encode(table.Leader{Incarnation: c.me(), Name: c.cfg.Replica.ID, Since: time.Now().UTC()})
 		// The first to see the key go asks at once, the others would ask in vain.
 		limited, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
-		result, err := c.store.Txn(limited, []kv.Guard{guard}, []kv.Op{kv.Put(c.layout.Leader(), value, lease)})
+		result, err := c.link.Txn(limited, []kv.Guard{guard}, []kv.Op{kv.Put(c.layout.Leader(), value, lease)})
 		cancel()
 		switch {
 		case errors.Is(err, kv.ErrNoLease):
-			c.lease.gone(lease)
+			c.link.Lost(lease)
 			continue
 		case err != nil:
 			// If it happened nevertheless, the mirror shows our own key, which no
@@ -41,12 +41,11 @@ func (c *Coordinator) runElection(ctx context.Context) error {
 			wait(ctx, jitter(300*time.Millisecond), nil)
 			continue
 		case !result.OK:
-			if err := c.mirror.Caught(ctx, result.Revision); err != nil && ctx.Err() == nil {
+			if err := c.link.Caught(ctx, result.Revision); err != nil && ctx.Err() == nil {
 				wait(ctx, jitter(300*time.Millisecond), nil)
 			}
 			continue
 		}
-		c.mirror.expect(result.Revision)
 		c.runTerm(ctx, lease, value, result.Revision)
 	}
 	return nil
@@ -55,11 +54,11 @@ func (c *Coordinator) runElection(ctx context.Context) error {
 // stands says whether this replica should try to lead now, and on which
 // condition.
 func (c *Coordinator) stands() (kv.Guard, bool) {
-	if !c.lease.trusted() {
+	if !c.link.Trusted() {
 		return kv.Guard{}, false
 	}
 	guard, stands := kv.Guard{}, false
-	c.mirror.Look(func(v *table.View) {
+	c.link.Look(func(v *table.View) {
 		if _, registered := v.Members[c.me()]; v.Revision == 0 || !registered {
 			return
 		}
@@ -91,12 +90,12 @@ func (c *Coordinator) runTerm(ctx context.Context, lease kv.LeaseID, value []byt
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// A key that we overwrote keeps the revision of its creation.
-	if err := c.mirror.Caught(ctx, created); err != nil {
+	if err := c.link.Caught(ctx, created); err != nil {
 		return
 	}
 	ours := false
 	modified := created
-	c.mirror.Look(func(v *table.View) {
+	c.link.Look(func(v *table.View) {
 		ours = v.Leader.Mod == modified && v.Leader.Value.Incarnation == c.me()
 		created = v.Leader.Create
 	})
@@ -126,11 +125,11 @@ func (c *Coordinator) runTerm(ctx context.Context, lease kv.LeaseID, value []byt
 	// Who has lost its lease is seldom the only one, and the others come back as
 	// soon as they notice.
 	mercy := time.Time{}
-	if again := c.lease.returned(); !again.IsZero() {
+	if again := c.link.Returned(); !again.IsZero() {
 		mercy = again.Add(2 * c.cfg.Timing.Renew)
 	}
 	t := term.New(term.Config{
-		Store: c.store, Table: c.mirror, Layout: c.layout, Leader: value, Created: created, Wake: c.lead, Mercy: mercy,
+		Table: c.link, Layout: c.layout, Leader: value, Created: created, Wake: c.lead, Mercy: mercy,
 		Clusters: c.cfg.Clusters, Fences: c.cfg.Fences, Sweep: c.cfg.Sweep,
 		Limits: c.cfg.Timing.Limits, Planner: c.cfg.Timing.Planner, MovesAtOnce: c.cfg.Timing.MovesAtOnce,
 		WeighEvery: c.cfg.Timing.WeighEvery, CallTimeout: c.cfg.Timing.Call, Metrics: c.leader, Logger: log,
@@ -144,10 +143,10 @@ func (c *Coordinator) runTerm(ctx context.Context, lease kv.LeaseID, value []byt
 // to be gone or another's.
 func (c *Coordinator) guardTerm(ctx context.Context, lease kv.LeaseID, modified int64) {
 	for ctx.Err() == nil {
-		changed := c.mirror.watched()
+		changed := c.link.Changed()
 		lost := false
-		c.mirror.Look(func(v *table.View) { lost = v.Leader.Mod != modified })
-		id, until := c.lease.current()
+		c.link.Look(func(v *table.View) { lost = v.Leader.Mod != modified })
+		id, until := c.link.Lease()
 		left := time.Until(until)
 		if lost || id != lease || left <= 0 {
 			return
@@ -162,7 +161,7 @@ func (c *Coordinator) resign(ctx context.Context, created int64, value []byte) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
 	defer cancel()
 	guards := []kv.Guard{kv.Created(c.layout.Leader(), created), kv.Equal(c.layout.Leader(), value)}
-	if _, err := c.store.Txn(ctx, guards, []kv.Op{kv.Delete(c.layout.Leader())}); err != nil {
+	if _, err := c.link.Txn(ctx, guards, []kv.Op{kv.Delete(c.layout.Leader())}); err != nil {
 		c.cfg.Logger.Warn("the leadership could not be given back; it goes with the lease", "error", err)
 	}
 }

@@ -25,7 +25,7 @@ var (
 // nobody to hand over to), ErrNotReleased.
 func (c *Coordinator) Leave(ctx context.Context) error {
 	c.draining.Store(true)
-	c.voice.set(c.layout.Member(c.me()), c.member())
+	c.link.Say(c.layout.Member(c.me()), c.member())
 	handing, cancel := ctx, context.CancelFunc(func() {})
 	if deadline, limited := ctx.Deadline(); limited {
 		handing, cancel = context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/4))
@@ -34,9 +34,8 @@ func (c *Coordinator) Leave(ctx context.Context) error {
 	left, alone := c.handOver(handing)
 	unreleased := c.duties.End(ctx)
 	c.left.Store(true)
-	c.voice.hush()
 	// The keys go at once, so that the others need not wait for the lease.
-	err := c.lease.giveUp(context.WithoutCancel(ctx))
+	err := c.link.GiveUp(context.WithoutCancel(ctx))
 	if err != nil {
 		err = fmt.Errorf("give the lease up: %w", err)
 	}
@@ -55,10 +54,10 @@ func (c *Coordinator) Leave(ctx context.Context) error {
 // one; then it returns what is left.
 func (c *Coordinator) handOver(ctx context.Context) (left []shard.ID, alone bool) {
 	for {
-		changed := c.mirror.watched()
+		changed := c.link.Changed()
 		left = nil
 		read := false
-		c.mirror.Look(func(v *table.View) {
+		c.link.Look(func(v *table.View) {
 			read = v.Revision != 0
 			for id, stored := range v.Shards {
 				if r := stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {

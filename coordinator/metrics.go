@@ -10,11 +10,9 @@ import (
 )
 
 type metrics struct {
-	leading            prometheus.Gauge
-	terms              prometheus.Counter
-	listings, renewals prometheus.Counter
-	broken             prometheus.Counter
-	raised             prometheus.Histogram
+	leading prometheus.Gauge
+	terms   prometheus.Counter
+	raised  prometheus.Histogram
 }
 
 // seen are the metrics that are read off the table when they are asked for.
@@ -24,15 +22,10 @@ type seen struct {
 }
 
 func newMetrics(r prometheus.Registerer, c *Coordinator) (*metrics, error) {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: "trestle_coordinator_" + name, Help: help})
-	}
 	m := &metrics{
-		leading:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "trestle_leader", Help: "1 on the replica that leads."}),
-		terms:    counter("terms_total", "Terms of leadership begun here."),
-		listings: counter("listings_total", "Times that the whole table was read."),
-		renewals: counter("lease_renewals_failed_total", "Renewals of the lease that failed."),
-		broken:   counter("undecodable_values_total", "Keys of the table that could not be read."),
+		leading: prometheus.NewGauge(prometheus.GaugeOpts{Name: "trestle_leader", Help: "1 on the replica that leads."}),
+		terms: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trestle_coordinator_terms_total", Help: "Terms of leadership begun here."}),
 		raised: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "trestle_takeover_seconds", Help: "From the wish to own a shard until it is owned: fence and start of writing.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
@@ -45,7 +38,7 @@ func newMetrics(r prometheus.Registerer, c *Coordinator) (*metrics, error) {
 			[]string{"shard", "kind"}, nil),
 		loads: prometheus.NewDesc("trestle_replica_load", "Weight of the shards of this replica.", nil, nil),
 	}
-	for _, collector := range []prometheus.Collector{m.leading, m.terms, m.listings, m.renewals, m.broken, m.raised, s} {
+	for _, collector := range []prometheus.Collector{m.leading, m.terms, m.raised, s} {
 		if err := r.Register(collector); err != nil {
 			return nil, fmt.Errorf("register the coordinator's metrics: %w", err)
 		}
@@ -78,7 +71,7 @@ func (s *seen) Collect(ch chan<- prometheus.Metric) {
 	}
 	oldest, load := time.Duration(0), 0.0
 	intended := make(map[string]float64)
-	s.c.mirror.Look(func(v *table.View) {
+	s.c.link.Look(func(v *table.View) {
 		for who := range v.Members {
 			if at := v.Loads[who].Value.At; !at.IsZero() {
 				oldest = max(oldest, time.Since(at))

@@ -36,7 +36,7 @@ func (c *Coordinator) runProbes(ctx context.Context) error {
 		for who := range suspects {
 			if _, still := targets[who]; !still {
 				delete(suspects, who)
-				c.voice.unset(c.layout.Refusal(c.me(), who))
+				c.link.Unsay(c.layout.Refusal(c.me(), who))
 			}
 		}
 		refused := c.knock(ctx, targets)
@@ -48,7 +48,7 @@ func (c *Coordinator) runProbes(ctx context.Context) error {
 			if !refused[who] {
 				if s != nil {
 					delete(suspects, who)
-					c.voice.unset(c.layout.Refusal(c.me(), who))
+					c.link.Unsay(c.layout.Refusal(c.me(), who))
 				}
 				continue
 			}
@@ -58,7 +58,7 @@ func (c *Coordinator) runProbes(ctx context.Context) error {
 			}
 			s.times++
 			if s.times >= refusals && time.Since(s.first) >= 2*c.cfg.Timing.Probe*9/10 {
-				c.voice.set(c.layout.Refusal(c.me(), who), table.Encode(table.Refusal{Peer: peer, At: s.first.UTC()}))
+				c.link.Say(c.layout.Refusal(c.me(), who), table.Encode(table.Refusal{Peer: peer, At: s.first.UTC()}))
 			}
 		}
 	}
@@ -68,7 +68,7 @@ func (c *Coordinator) runProbes(ctx context.Context) error {
 // targets are the members to be probed, with their addresses.
 func (c *Coordinator) targets() map[string]string {
 	targets := make(map[string]string, probed)
-	c.mirror.Look(func(v *table.View) {
+	c.link.Look(func(v *table.View) {
 		ring := slices.Sorted(maps.Keys(v.Members))
 		at, registered := slices.BinarySearch(ring, c.me())
 		if !registered {

@@ -56,10 +56,10 @@ type ReplicaState struct {
 // State returns what is known, and a channel that is closed when that has
 // changed.
 func (c *Coordinator) State() (State, <-chan struct{}) {
-	changed := c.mirror.watched()
+	changed := c.link.Changed()
 	held := c.duties.Held()
 	s := State{Detached: c.Detached()}
-	c.mirror.Look(func(v *table.View) {
+	c.link.Look(func(v *table.View) {
 		s.Known = v.Revision != 0
 		s.Leader, s.Brake, s.Freeze = v.Leader.Value, v.Fleet.Value.Brake, v.Fleet.Value.Freeze
 		s.Clusters, s.Drains = make(map[string]table.Cluster), make(map[string]table.Drain)
@@ -130,7 +130,7 @@ func replicaStates(v *table.View) []ReplicaState {
 
 // Detached says that this replica is cut off from the store: it goes on with
 // what it holds.
-func (c *Coordinator) Detached() bool { return !c.left.Load() && !c.lease.trusted() }
+func (c *Coordinator) Detached() bool { return !c.left.Load() && !c.link.Trusted() }
 
 // Leading says that this replica leads, as far as it knows. What is done in that
 // role is safe by what the store and the database check, not by this.

@@ -39,6 +39,7 @@ type world struct {
 	mu       sync.Mutex // guards what follows, and rng
 	clusters map[string]bool
 	rates    map[string]float64
+	peers    map[string]bool
 	swept    []string
 	faults   []string // found by the oracle
 }
@@ -46,7 +47,7 @@ type world struct {
 func newWorld(t *testing.T, seed uint64, clusters int) *world {
 	w := &world{
 		t: t, rng: rand.New(rand.NewPCG(seed, 3)), lease: 5 * time.Second,
-		store: kvtest.New(), clusters: make(map[string]bool), log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		store: kvtest.New(), clusters: make(map[string]bool), peers: make(map[string]bool), log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	if os.Getenv("TRESTLE_SIM_LOG") != "" {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -143,6 +144,12 @@ func (d *database) write(f shard.Fence) (ok bool, err error) {
 	return true, nil
 }
 
+func (d *database) refusals() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.refused
+}
+
 // stalled lists shards that exist and have not been written for a while.
 func (d *database) stalled(ids []shard.ID, within time.Duration) (stalled []string) {
 	d.mu.Lock()
@@ -221,6 +228,9 @@ func (w *world) start(name, revision string) *node {
 		w.t.Fatal(err)
 	}
 	n.c = c
+	w.mu.Lock()
+	w.peers[n.peer] = true
+	w.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	go func() {
@@ -258,6 +268,9 @@ func (n *node) stop() {
 	n.mu.Lock()
 	n.dead = true
 	n.mu.Unlock()
+	n.w.mu.Lock()
+	delete(n.w.peers, n.peer)
+	n.w.mu.Unlock()
 	n.cancel()
 	<-n.done
 	n.mu.Lock()
@@ -359,12 +372,9 @@ func (n *node) network(ctx context.Context, what string) error {
 }
 
 func (w *world) probe(ctx context.Context, address string) bool {
-	for _, n := range w.nodes {
-		if n.peer == address {
-			return false
-		}
-	}
-	return true
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.peers[address]
 }
 
 func (n *node) query(ctx context.Context) error {

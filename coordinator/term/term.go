@@ -43,8 +43,10 @@ type Fences interface {
 	Cut(ctx context.Context, cluster string, generation int64, slices int) error
 }
 
-// Table is how the leader reads.
+// Table is how the leader reads and writes.
 type Table interface {
+	// Txn writes, as that of kv.Keys.
+	Txn(ctx context.Context, guards []kv.Guard, ops []kv.Op) (kv.Result, error)
 	// Look lets do read the view; do must neither wait nor keep it.
 	Look(do func(*table.View))
 	// Refresh reads the whole table anew.
@@ -56,7 +58,6 @@ type Table interface {
 
 // Config of a Term.
 type Config struct {
-	Store  kv.Keys
 	Table  Table
 	Layout table.Layout
 	// Leader is the value of the leader's key, Created its revision.
@@ -296,7 +297,7 @@ func (t *Term) commit(ctx context.Context, b *batch) error {
 			ops[i] = c.op
 		}
 		limited, cancel := context.WithTimeout(ctx, t.cfg.CallTimeout)
-		result, err := t.cfg.Store.Txn(limited, guards, ops)
+		result, err := t.cfg.Table.Txn(limited, guards, ops)
 		cancel()
 		if err == nil && result.OK {
 			t.written = result.Revision

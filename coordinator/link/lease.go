@@ -1,4 +1,4 @@
-package coordinator
+package link
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 // lease is this replica's life in the fleet. It is renewed by a loop of our own:
 // the client's keepalive goes on by itself however stuck the process is.
 type lease struct {
-	c *Coordinator
+	l *Link
 	// failed says that the last renewal did; it is run's own.
 	failed bool
 
@@ -29,19 +29,13 @@ type lease struct {
 	over  bool
 }
 
-func newLease(c *Coordinator) *lease { return &lease{c: c, ended: make(chan struct{})} }
+func newLease(l *Link) *lease { return &lease{l: l, ended: make(chan struct{})} }
 
 // current gives the lease, 0 if there is none, and how long it is trusted.
 func (l *lease) current() (kv.LeaseID, time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.id, l.until
-}
-
-// trusted says that the store has this replica for alive.
-func (l *lease) trusted() bool {
-	_, until := l.current()
-	return time.Now().Before(until)
 }
 
 func (l *lease) set(id kv.LeaseID, until time.Time) {
@@ -57,8 +51,10 @@ func (l *lease) set(id kv.LeaseID, until time.Time) {
 		l.granted = true
 	}
 	l.mu.Unlock()
-	poke(l.c.voice.wake)
-	poke(l.c.elect)
+	poke(l.l.voice.wake)
+	for _, w := range l.l.cfg.Wakes {
+		poke(w)
+	}
 }
 
 // returned is when this replica came back after it had lost its lease, zero if
@@ -80,25 +76,25 @@ func (l *lease) run(ctx context.Context) error {
 	ill := false
 	for ctx.Err() == nil {
 		id, _ := l.current()
-		pause := l.c.cfg.Timing.Renew
+		pause := l.l.cfg.Timing.Renew
 		switch {
-		case !l.c.cfg.Healthy():
+		case !l.l.cfg.Healthy():
 			if !ill {
-				l.c.cfg.Logger.Error("this replica's loops do not turn; its lease is not renewed")
+				l.l.cfg.Logger.Error("this replica's loops do not turn; its lease is not renewed")
 			}
 			ill = true
 			pause /= 2
 		case id == 0:
 			ill = false
 			if !l.grant(ctx) {
-				pause = l.c.cfg.Lease / 20
+				pause = l.l.cfg.Timing.Lease / 20
 			}
 		default:
 			ill = false
 			if err := l.renew(ctx, id); errors.Is(err, kv.ErrNoLease) {
 				pause = 0
 			} else if err != nil {
-				pause = l.c.cfg.Lease / 20
+				pause = l.l.cfg.Timing.Lease / 20
 			}
 		}
 		if pause > 0 {
@@ -115,46 +111,46 @@ func (l *lease) run(ctx context.Context) error {
 
 func (l *lease) grant(ctx context.Context) bool {
 	begun := time.Now()
-	limited, cancel := context.WithTimeout(ctx, l.c.cfg.Timing.Call)
+	limited, cancel := context.WithTimeout(ctx, l.l.cfg.Timing.Call)
 	defer cancel()
-	id, ttl, err := l.c.cfg.Store.Grant(limited, l.c.cfg.Lease)
+	id, ttl, err := l.l.cfg.Store.Grant(limited, l.l.cfg.Timing.Lease)
 	if err != nil {
 		if ctx.Err() == nil {
-			l.c.cfg.Logger.Warn("this replica cannot register in etcd", "error", err)
+			l.l.cfg.Logger.Warn("this replica cannot register in etcd", "error", err)
 		}
 		return false
 	}
-	l.c.cfg.Logger.Info("this replica has a lease", "lease", int64(id), "ttl", ttl)
-	l.set(id, begun.Add(ttl-l.c.cfg.Timing.Margin))
-	poke(l.c.mirror.distrust)
+	l.l.cfg.Logger.Info("this replica has a lease", "lease", int64(id), "ttl", ttl)
+	l.set(id, begun.Add(ttl-l.l.cfg.Timing.Margin))
+	poke(l.l.mirror.distrust)
 	return true
 }
 
 func (l *lease) renew(ctx context.Context, id kv.LeaseID) error {
 	begun := time.Now()
-	limited, cancel := context.WithTimeout(ctx, l.c.cfg.Timing.Call)
+	limited, cancel := context.WithTimeout(ctx, l.l.cfg.Timing.Call)
 	defer cancel()
-	ttl, err := l.c.cfg.Store.KeepAlive(limited, id)
+	ttl, err := l.l.cfg.Store.KeepAlive(limited, id)
 	switch {
 	case err == nil:
 		if l.failed {
 			// While it was away the store may have been replaced.
-			poke(l.c.mirror.distrust)
+			poke(l.l.mirror.distrust)
 		}
 		l.failed = false
 		l.mu.Lock()
 		if l.id == id {
-			l.until = begun.Add(ttl - l.c.cfg.Timing.Margin)
+			l.until = begun.Add(ttl - l.l.cfg.Timing.Margin)
 		}
 		l.mu.Unlock()
 	case ctx.Err() != nil:
 	case errors.Is(err, kv.ErrNoLease):
-		l.c.cfg.Logger.Warn("this replica's lease has expired; it registers anew and goes on with its shards")
+		l.l.cfg.Logger.Warn("this replica's lease has expired; it registers anew and goes on with its shards")
 		l.gone(id)
 	default:
 		l.failed = true
-		l.c.metrics.renewals.Inc()
-		l.c.cfg.Logger.Warn("this replica's lease cannot be renewed", "error", err)
+		l.l.metrics.renewals.Inc()
+		l.l.cfg.Logger.Warn("this replica's lease cannot be renewed", "error", err)
 	}
 	return err
 }
@@ -172,9 +168,9 @@ func (l *lease) giveUp(ctx context.Context) error {
 	if id == 0 {
 		return nil
 	}
-	limited, cancel := context.WithTimeout(ctx, l.c.cfg.Timing.Call)
+	limited, cancel := context.WithTimeout(ctx, l.l.cfg.Timing.Call)
 	defer cancel()
-	if err := l.c.cfg.Store.Revoke(limited, id); err != nil && !errors.Is(err, kv.ErrNoLease) {
+	if err := l.l.cfg.Store.Revoke(limited, id); err != nil && !errors.Is(err, kv.ErrNoLease) {
 		return err
 	}
 	return nil

@@ -1,10 +1,9 @@
-package coordinator
+package link
 
 import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -12,34 +11,13 @@ import (
 	"github.com/trestle-bridge/trestle/coordinator/table"
 )
 
-// store is the Store with an eye on revisions: what is written after something
-// was read has a higher one. If it has not, the store was replaced by an older
-// copy, and the view is of two histories.
-type store struct {
-	kv.Store
-	m *mirror
-}
-
-func (s store) Txn(ctx context.Context, guards []kv.Guard, ops []kv.Op) (kv.Result, error) {
-	before := int64(0)
-	s.m.Look(func(v *table.View) { before = v.Revision })
-	result, err := s.Store.Txn(ctx, guards, ops)
-	puts := slices.ContainsFunc(ops, func(op kv.Op) bool { return !op.Delete }) // a deletion may change nothing
-	if err == nil && (result.Revision < before || result.Revision == before && result.OK && puts) {
-		s.m.c.cfg.Logger.Warn("the store has gone back in time; the table is read anew", "from", before, "to", result.Revision)
-		poke(s.m.distrust)
-	}
-	return result, err
-}
-
 // mirror keeps the table as read from the store: a listing, and a watch from
 // there on. It lists again when the watch ends (compaction, no leader), when
 // asked to, now and then, and when what was written does not show: a watch that
 // hangs does not say so, and after a loss of the store it waits for revisions
 // that are far away.
 type mirror struct {
-	c     *Coordinator
-	wakes []chan struct{}
+	l *Link
 	// refresh asks for a listing; the answer is the error of it.
 	refresh chan chan error
 	// distrust carries the wake-up that the view may be of a store that is no
@@ -57,20 +35,20 @@ type mirror struct {
 	changed chan struct{}
 }
 
-func newMirror(c *Coordinator, wakes ...chan struct{}) *mirror {
+func newMirror(l *Link) *mirror {
 	m := &mirror{
-		c: c, wakes: wakes, refresh: make(chan chan error), expects: make(chan struct{}, 1), distrust: make(chan struct{}, 1),
-		view: table.NewView(c.layout, c.me()), changed: make(chan struct{}),
+		l: l, refresh: make(chan chan error), expects: make(chan struct{}, 1), distrust: make(chan struct{}, 1),
+		view: table.NewView(l.cfg.Layout, l.cfg.Incarnation), changed: make(chan struct{}),
 	}
 	m.view.Broken = func(key string, err error) {
-		c.metrics.broken.Inc()
-		c.cfg.Logger.Error("a key of the table cannot be read, and counts as empty", "key", key, "error", err)
+		l.metrics.broken.Inc()
+		l.cfg.Logger.Error("a key of the table cannot be read, and counts as empty", "key", key, "error", err)
 	}
 	return m
 }
 
-// Look lets do read the view, which it must not keep.
-func (m *mirror) Look(do func(*table.View)) {
+// look lets do read the view, which it must not keep.
+func (m *mirror) look(do func(*table.View)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	do(m.view)
@@ -84,10 +62,12 @@ func (m *mirror) change(do func(*table.View) bool) {
 	close(m.changed)
 	m.changed = make(chan struct{})
 	m.mu.Unlock()
-	for _, w := range m.wakes {
-		if matters {
-			poke(w)
-		}
+	if !matters {
+		return
+	}
+	poke(m.l.voice.wake)
+	for _, w := range m.l.cfg.Wakes {
+		poke(w)
 	}
 }
 
@@ -114,8 +94,8 @@ func (m *mirror) behind() bool {
 	return m.expected > m.view.Revision
 }
 
-// Refresh lists the table anew.
-func (m *mirror) Refresh(ctx context.Context) error {
+// refreshed lists the table anew.
+func (m *mirror) refreshed(ctx context.Context) error {
 	done := make(chan error, 1) // the loop does not wait for who has gone
 	select {
 	case m.refresh <- done:
@@ -130,21 +110,21 @@ func (m *mirror) Refresh(ctx context.Context) error {
 	}
 }
 
-// Caught waits until the view is complete up to a revision.
-func (m *mirror) Caught(ctx context.Context, revision int64) error {
-	late := time.NewTimer(m.c.cfg.Timing.Stale)
+// caught waits until the view is complete up to a revision.
+func (m *mirror) caught(ctx context.Context, revision int64) error {
+	late := time.NewTimer(m.l.cfg.Timing.Stale)
 	defer late.Stop()
 	for {
 		changed := m.watched()
 		caught := false
-		m.Look(func(v *table.View) { caught = v.Revision >= revision })
+		m.look(func(v *table.View) { caught = v.Revision >= revision })
 		if caught {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-late.C:
-			return m.Refresh(ctx)
+			return m.refreshed(ctx)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -161,7 +141,7 @@ func (m *mirror) run(ctx context.Context) error {
 		asked = nil
 		if err != nil {
 			if ctx.Err() == nil {
-				m.c.cfg.Logger.Warn("the table cannot be read from etcd", "error", err)
+				m.l.cfg.Logger.Warn("the table cannot be read from etcd", "error", err)
 			}
 			asked = m.pause(ctx)
 			continue
@@ -172,13 +152,13 @@ func (m *mirror) run(ctx context.Context) error {
 }
 
 func (m *mirror) list(ctx context.Context) (int64, error) {
-	limited, cancel := context.WithTimeout(ctx, m.c.cfg.Timing.Call)
+	limited, cancel := context.WithTimeout(ctx, m.l.cfg.Timing.Call)
 	defer cancel()
-	items, revision, err := m.c.cfg.Store.List(limited, m.c.layout.Prefix())
+	items, revision, err := m.l.cfg.Store.List(limited, m.l.cfg.Layout.Prefix())
 	if err != nil {
 		return 0, err
 	}
-	m.c.metrics.listings.Inc()
+	m.l.metrics.listings.Inc()
 	m.change(func(v *table.View) bool {
 		v.Reset(items, revision)
 		m.expected = revision
@@ -204,13 +184,13 @@ func (m *mirror) pause(ctx context.Context) []chan error {
 // for that.
 func (m *mirror) follow(ctx context.Context, revision int64) []chan error {
 	ctx, cancel := context.WithCancel(ctx)
-	changes := m.c.cfg.Store.Watch(ctx, m.c.layout.Prefix(), revision+1)
+	changes := m.l.cfg.Store.Watch(ctx, m.l.cfg.Layout.Prefix(), revision+1)
 	defer func() {
 		cancel()
 		for range changes { // until it has ended
 		}
 	}()
-	relist := time.NewTimer(jitter(m.c.cfg.Timing.Relist))
+	relist := time.NewTimer(jitter(m.l.cfg.Timing.Relist))
 	defer relist.Stop()
 	// stale runs while the store is known to be ahead of the view.
 	stale := time.NewTimer(time.Hour)
@@ -225,7 +205,7 @@ func (m *mirror) follow(ctx context.Context, revision int64) []chan error {
 				return nil
 			case batch.Err != nil:
 				if !errors.Is(batch.Err, kv.ErrCompacted) {
-					m.c.cfg.Logger.Warn("the watch of the table has ended; it is read anew", "error", batch.Err)
+					m.l.cfg.Logger.Warn("the watch of the table has ended; it is read anew", "error", batch.Err)
 					return m.pause(ctx)
 				}
 				return nil
@@ -234,12 +214,12 @@ func (m *mirror) follow(ctx context.Context, revision int64) []chan error {
 		case <-m.expects:
 			if !waiting {
 				waiting = true
-				stale.Reset(m.c.cfg.Timing.Stale)
+				stale.Reset(m.l.cfg.Timing.Stale)
 			}
 		case <-stale.C:
 			waiting = false
 			if m.behind() {
-				m.c.cfg.Logger.Warn("the watch of the table is behind the store; it is read anew")
+				m.l.cfg.Logger.Warn("the watch of the table is behind the store; it is read anew")
 				return nil
 			}
 		case a := <-m.refresh:

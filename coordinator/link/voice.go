@@ -1,4 +1,4 @@
-package coordinator
+package link
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 // what is to be said with what the store shows and writes the difference, so
 // after a new lease, or a store that was lost or restored, all is said again.
 type voice struct {
-	c    *Coordinator
+	l    *Link
 	wake chan struct{}
 
 	// mu guards what follows.
@@ -27,8 +27,8 @@ type voice struct {
 	silent bool
 }
 
-func newVoice(c *Coordinator) *voice {
-	return &voice{c: c, wake: make(chan struct{}, 1), says: make(map[string]string)}
+func newVoice(l *Link) *voice {
+	return &voice{l: l, wake: make(chan struct{}, 1), says: make(map[string]string)}
 }
 
 func (s *voice) set(key string, value []byte) {
@@ -56,9 +56,9 @@ func (s *voice) answer(answers map[shard.ID]table.Answer) {
 	changed := false
 	next := make(map[string]string, len(answers))
 	for id, a := range answers {
-		next[s.c.layout.Answer(s.c.me(), id)] = string(table.Encode(a))
+		next[s.l.cfg.Layout.Answer(s.l.cfg.Incarnation, id)] = string(table.Encode(a))
 	}
-	prefix := s.c.layout.Prefix() + "answers/"
+	prefix := s.l.cfg.Layout.Prefix() + "answers/"
 	for key := range s.says {
 		if _, still := next[key]; !still && strings.HasPrefix(key, prefix) {
 			delete(s.says, key)
@@ -92,12 +92,12 @@ type said struct {
 func (s *voice) run(ctx context.Context) error {
 	pending := make(map[string]said)
 	for ctx.Err() == nil {
-		lease, _ := s.c.lease.current()
+		lease, _ := s.l.lease.current()
 		ops, doubtful := s.difference(lease, pending)
 		if doubtful {
 			// The store says that it has passed our write, and does not show it.
 			clear(pending)
-			if err := s.c.mirror.Refresh(ctx); err != nil {
+			if err := s.l.mirror.refreshed(ctx); err != nil {
 				wait(ctx, jitter(200*time.Millisecond), nil)
 			}
 			continue
@@ -106,19 +106,18 @@ func (s *voice) run(ctx context.Context) error {
 			wait(ctx, time.Second, s.wake)
 			continue
 		}
-		limited, cancel := context.WithTimeout(ctx, s.c.cfg.Timing.Call)
-		result, err := s.c.store.Txn(limited, nil, ops)
+		limited, cancel := context.WithTimeout(ctx, s.l.cfg.Timing.Call)
+		result, err := s.l.Txn(limited, nil, ops)
 		cancel()
 		switch {
 		case err == nil:
 			for _, op := range ops {
 				pending[op.Key] = said{at: result.Revision, unsaid: op.Delete}
 			}
-			s.c.mirror.expect(result.Revision)
 		case errors.Is(err, kv.ErrNoLease):
-			s.c.lease.gone(lease)
+			s.l.lease.gone(lease)
 		case ctx.Err() == nil:
-			s.c.cfg.Logger.Warn("what this replica has to say cannot be written", "error", err)
+			s.l.cfg.Logger.Warn("what this replica has to say cannot be written", "error", err)
 			wait(ctx, jitter(300*time.Millisecond), nil)
 		}
 	}
@@ -135,7 +134,7 @@ func (s *voice) difference(lease kv.LeaseID, pending map[string]said) (ops []kv.
 	if lease == 0 || silent {
 		return nil, false
 	}
-	s.c.mirror.Look(func(v *table.View) {
+	s.l.mirror.look(func(v *table.View) {
 		if v.Revision == 0 {
 			return
 		}
