@@ -53,6 +53,7 @@ A target that is missed is a result, not a failure; a row that is wrong is one.`
 	c.Flags().StringVar(&cfg.Results, "results", filepath.Join("loadtest", "results"), "folder for what comes out")
 	c.Flags().StringSliceVar(&cfg.Only, "only", nil, "figures to measure, as in P1,P3 (default: all)")
 	c.Flags().BoolVar(&cfg.Quick, "quick", false, "measure for seconds instead of minutes: rough")
+	c.Flags().StringArrayVar(&cfg.Serve, "serve", nil, "a further flag of the service, as in --serve=--pipeline-lanes=2; may come again")
 	c.Flags().BoolVar(&verbose, "verbose", false, "log what servers and clusters do")
 	return c
 }

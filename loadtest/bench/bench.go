@@ -46,6 +46,8 @@ type Config struct {
 	Only []string
 	// Quick measures for seconds instead of minutes: to see that it works.
 	Quick bool
+	// Serve are further flags of the service, to compare settings.
+	Serve []string
 	// Out gets the table, Progress a line that is written over again and again
 	// (or, if it is no terminal, a line now and then).
 	Out, Progress io.Writer
@@ -235,11 +237,19 @@ func (b *bench) usages(s *service) (usages, error) {
 // load is a load test against a service that is started for it.
 type load struct {
 	*loadtest.Report
-	// What was used from the first message to the last publish.
-	took                             usages
-	statements, allocations, flooded float64
-	wall                             time.Duration
+	// What was used from the first message to the last publish, and how long
+	// that was.
+	took usages
+	wall time.Duration
+	// What the service did in that time; for a flood, until its last message
+	// had been sent.
+	did usage
 }
+
+// changesPerBatch and commit are means.
+func (l *load) changesPerBatch() float64 { return l.did.changes / max(1, l.did.batches) }
+
+func (l *load) commit() float64 { return l.did.commitSeconds * 1000 / max(1, l.did.batches) }
 
 // run plays a work against a new service on a new database.
 func (b *bench) run(ctx context.Context, name string, work loadtest.Work) (_ *load, err error) {
@@ -250,11 +260,11 @@ func (b *bench) run(ctx context.Context, name string, work loadtest.Work) (_ *lo
 	defer func() { err = errors.Join(err, drop()) }()
 
 	var (
-		l            load
-		s            *service
-		begun        usages
-		before, last usage
-		hookErr      error
+		l             load
+		s             *service
+		begun         usages
+		before, after usage
+		hookErr       error
 	)
 	test, err := loadtest.New(loadtest.Config{
 		Work: work, Postgres: postgres, Redis: b.stack.Redis.URL(), Installation: installation,
@@ -276,7 +286,7 @@ func (b *bench) run(ctx context.Context, name string, work loadtest.Work) (_ *lo
 		},
 		Flooded: func() {
 			var err error
-			last, err = s.usage(ctx)
+			after, err = s.usage(ctx)
 			hookErr = errors.Join(hookErr, err)
 		},
 		Published: func() {
@@ -289,6 +299,10 @@ func (b *bench) run(ctx context.Context, name string, work loadtest.Work) (_ *lo
 				postgres: ended.postgres - begun.postgres, redis: ended.redis - begun.redis,
 			}
 			l.wall = ended.at.Sub(begun.at)
+			if after == (usage{}) {
+				after, err = s.usage(ctx)
+				hookErr = errors.Join(hookErr, err)
+			}
 			b.line.begin(name + ": checking every row")
 		},
 		Progress: func(p loadtest.Progress) {
@@ -307,7 +321,7 @@ func (b *bench) run(ctx context.Context, name string, work loadtest.Work) (_ *lo
 	if err := errors.Join(err, hookErr); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l.statements, l.allocations = last.statements-before.statements, last.allocations-before.allocations
+	l.did = after.since(before)
 	b.judge(name, l.Report)
 	return &l, nil
 }

@@ -46,10 +46,10 @@ func (b *bench) flood(ctx context.Context, id, what string, shape loadtest.Shape
 	raw := (before.Rate() + after.Rate()) / 2
 	perMessage := func(allocations float64) float64 { return allocations / float64(messages) }
 	b.add(id, fmt.Sprintf("%d %s, against a stream thrown away undecoded", messages, what), float64(messages)/l.Duration.Seconds(), "messages/s", raw, &report.Target{Of: report.OfRatio, AtLeast: 0.7})
-	b.add(id, "statements while they came in (some go on by themselves: looks at the outbox)", l.statements, "", 0, &report.Target{Of: report.OfFigure, AtMost: 20})
+	b.add(id, "statements while they came in (some go on by themselves: looks at the outbox)", l.did.statements, "", 0, &report.Target{Of: report.OfFigure, AtMost: 20})
 	// gRPC allocates for each message; the bridge must not.
-	b.add(id, "allocations a message beyond those of the raw stream", max(0, perMessage(l.allocations)-perMessage(float64(after.Allocations))), "", 0, &report.Target{Of: report.OfFigure, AtMost: 0.05})
-	b.add(id, "allocations a message in all", perMessage(l.allocations), "", 0, nil)
+	b.add(id, "allocations a message beyond those of the raw stream", max(0, perMessage(l.did.allocations)-perMessage(float64(after.Allocations))), "", 0, &report.Target{Of: report.OfFigure, AtMost: 0.05})
+	b.add(id, "allocations a message in all", perMessage(l.did.allocations), "", 0, nil)
 	b.add(id, "processor time of the service for 1,000 messages", l.took.service.Seconds()*1000/float64(messages), "CPU-s", after.CPU.Seconds()*1000/float64(messages), nil)
 	if b.rawStream != 0 {
 		return nil

@@ -46,6 +46,10 @@ func (b *bench) latency(ctx context.Context) error {
 		b.add("P3", what("p50"), ms(l.Latency.P50), "ms", ms(raw.P50), twice)
 		b.add("P3", what("p99"), ms(l.Latency.P99), "ms", ms(raw.P99), twice)
 		b.add("P3", what("p99.9"), ms(l.Latency.P999), "ms", ms(raw.P999), nil)
+		b.add("P3", fmt.Sprintf("at %.0f updates/s: mean latency, of which the commit, against the raw write's mean", rate), ms(l.Latency.Mean), "ms", ms(raw.Mean), nil)
+		b.add("P3", fmt.Sprintf("at %.0f updates/s: mean time of a commit", rate), l.commit(), "ms", 0, nil)
+		b.add("P3", fmt.Sprintf("at %.0f updates/s: mean size of a batch", rate), l.changesPerBatch(), "rows", 0, nil)
+		b.add("P3", fmt.Sprintf("at %.0f updates/s: processors busy: service, PostgreSQL", rate), l.took.service.Seconds()/l.wall.Seconds(), "cores", l.took.postgres.Seconds()/l.wall.Seconds(), nil)
 		b.latencies = append(b.latencies,
 			report.Latencies{Name: fmt.Sprintf("bridge, %.0f/s", rate), P50: ms(l.Latency.P50), P90: ms(l.Latency.P90), P99: ms(l.Latency.P99), P999: ms(l.Latency.P999)},
 			report.Latencies{Name: fmt.Sprintf("raw write, %.0f/s", rate), P50: ms(raw.P50), P90: ms(raw.P90), P99: ms(raw.P99), P999: ms(raw.P999)})

@@ -71,9 +71,10 @@ func (b *bench) startService(ctx context.Context, name, postgres string, cluster
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(b.cfg.Trestle, "serve", "--config", path,
+	args := append([]string{"serve", "--config", path,
 		"--cpuprofile", filepath.Join(b.cfg.Results, name+".cpu.pprof"),
-		"--memprofile", filepath.Join(b.cfg.Results, name+".heap.pprof"))
+		"--memprofile", filepath.Join(b.cfg.Results, name+".heap.pprof")}, b.cfg.Serve...)
+	cmd := exec.Command(b.cfg.Trestle, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = withoutSettings(os.Environ())
 	s.proc, err = process.Start(cmd, syscall.SIGKILL, nil)
@@ -145,7 +146,15 @@ type usage struct {
 	cpu         time.Duration
 	statements  float64
 	allocations float64
-	published   float64
+	// The batches written, the instances in them and the time they took.
+	batches, changes, commitSeconds float64
+}
+
+func (u usage) since(before usage) usage {
+	return usage{
+		cpu: u.cpu - before.cpu, statements: u.statements - before.statements, allocations: u.allocations - before.allocations,
+		batches: u.batches - before.batches, changes: u.changes - before.changes, commitSeconds: u.commitSeconds - before.commitSeconds,
+	}
 }
 
 // usage asks the service itself, and the system for its processor time.
@@ -163,7 +172,9 @@ func (s *service) usage(ctx context.Context) (usage, error) {
 		to := map[string]*float64{
 			"trestle_store_statement_seconds_count": &u.statements,
 			"go_memstats_mallocs_total":             &u.allocations,
-			"gitpod_redis_updates_published_total":  &u.published,
+			"trestle_pipeline_commit_seconds_sum":   &u.commitSeconds,
+			"trestle_pipeline_commit_seconds_count": &u.batches,
+			"trestle_pipeline_changes_total":        &u.changes,
 		}[base]
 		if to == nil {
 			continue

@@ -27,6 +27,7 @@ func (b *bench) storm(ctx context.Context) error {
 	b.add("P1", "the same of PostgreSQL", l.perThousand(l.took.postgres), "CPU-s", 0, nil)
 	b.add("P1", "the same of the generator", l.perThousand(l.took.generator), "CPU-s", 0, nil)
 	b.add("P1", "updates for each row written", float64(l.Changes)/float64(l.Publishes), "", 0, nil)
+	b.add("P1", "mean size of a batch", l.changesPerBatch(), "rows", 0, nil)
 	return nil
 }
 
@@ -86,6 +87,7 @@ func (b *bench) rows(ctx context.Context) error {
 	b.add("P2", "processor time of the service for 1,000 rows", l.took.service.Seconds()*1000/float64(l.Publishes), "CPU-s", 0, nil)
 	b.add("P2", "the same of PostgreSQL", l.took.postgres.Seconds()*1000/float64(l.Publishes), "CPU-s", 0, nil)
 	b.add("P2", "the same of the generator", l.took.generator.Seconds()*1000/float64(l.Publishes), "CPU-s", 0, nil)
+	b.add("P2", "mean size of a batch", l.changesPerBatch(), "rows", 0, nil)
 	b.add("P2", "share of the machine that was idle", 1-(l.took.service+l.took.postgres+l.took.generator+l.took.redis).Seconds()/cores/l.wall.Seconds(), "", 0, nil)
 	b.add("L1", "raw batch write, 500 rows a statement, 2 connections", rawRate, "rows/s", 0, nil)
 	return nil
