@@ -389,10 +389,10 @@ func TestClosedShardPublishesNoMore(t *testing.T) {
 		if got := publisher.contents(instance(1)); len(got) != 0 {
 			t.Errorf("published %v after Close", got)
 		}
+		b.stop()
 		if len(db.outbox) != 1 {
 			t.Errorf("%d rows in the outbox, want the one for the successor", len(db.outbox))
 		}
-		b.stop()
 	})
 }
 

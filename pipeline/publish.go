@@ -178,11 +178,11 @@ func (l *lane) confirm(refs acknowledgements) {
 }
 
 // announce notes that a row was committed. It reports whether the lane is to
-// publish it; if not, the recovery does.
+// publish it; if not, the recovery does, or the successor.
 func (in *Intake) announce() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.behind {
+	if in.behind || in.ended {
 		in.dirty = true
 		return false
 	}
@@ -191,12 +191,12 @@ func (in *Intake) announce() bool {
 }
 
 // beginPublish is asked before a row that was announced is published: the
-// shard may have fallen behind since.
+// shard may have fallen behind since, or its term may be over.
 func (in *Intake) beginPublish() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.unpublished--
-	if in.behind {
+	if in.behind || in.ended {
 		in.dirty = true
 		return false
 	}

@@ -257,6 +257,9 @@ func (l *lane) account(e *entry, result store.Result) {
 	}
 	in.metrics.known(result.Outcome != store.Unknown, change.Updates)
 	in.metrics.completedChange(change, outcome)
+	if result.Prebuild != nil {
+		l.accountPrebuild(e, result)
+	}
 	if result.Outcome != store.Applied {
 		return
 	}
@@ -271,15 +274,17 @@ func (l *lane) account(e *entry, result store.Result) {
 	case result.FailedKept:
 		in.logOdd(slog.LevelInfo, "an update without a failure does not clear the failure that is stored", "instance", change.ID)
 	}
-	if prebuild := result.Prebuild; prebuild != nil {
-		switch prebuild.Outcome {
-		case store.PrebuildMissing:
-			in.logOdd(slog.LevelWarn, "no prebuild for a prebuild's instance", "instance", change.ID, "workspace", result.WorkspaceID)
-		case store.PrebuildStale, store.PrebuildOlder:
-			l.p.metrics.stalePrebuilds.Inc()
-		}
-		if prebuild.Completed {
-			l.p.metrics.prebuildsCompleted.WithLabelValues(prebuild.Status).Inc()
-		}
+}
+
+// accountPrebuild counts and logs what became of an instance's prebuild.
+func (l *lane) accountPrebuild(e *entry, result store.Result) {
+	switch result.Prebuild.Outcome {
+	case store.PrebuildMissing:
+		e.in.logOdd(slog.LevelWarn, "no prebuild for a prebuild's instance", "instance", e.inFlight.ID, "workspace", result.WorkspaceID)
+	case store.PrebuildStale, store.PrebuildOlder:
+		l.p.metrics.stalePrebuilds.Inc()
+	}
+	if result.Prebuild.Completed {
+		l.p.metrics.prebuildsCompleted.WithLabelValues(result.Prebuild.Status).Inc()
 	}
 }
