@@ -47,10 +47,14 @@ type fleet struct {
 	exist []string
 	// known says that the clusters have been read at least once.
 	known bool
+
+	// broken are the registrations that cannot be used, and why, so that each
+	// is said once. It is the business of run alone.
+	broken map[string]string
 }
 
 func newFleet(cfg fleetConfig) *fleet {
-	return &fleet{cfg: cfg, members: make(map[string]*member)}
+	return &fleet{cfg: cfg, members: make(map[string]*member), broken: make(map[string]string)}
 }
 
 // run hears all clusters, and looks for new ones, until ctx ends and every
@@ -102,6 +106,7 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	wanted := make(map[string]upstream.Cluster)
 	gauges := make([]store.Cluster, 0, len(rows))
 	exist := make([]string, 0, len(rows))
+	unusable := make(map[string]bool)
 	for _, static := range f.cfg.Config.StaticBridges {
 		if !slices.ContainsFunc(rows, func(row store.Cluster) bool { return row.Name == static.Name }) {
 			wanted[static.Name] = staticCluster(static)
@@ -115,9 +120,10 @@ func (f *fleet) reconcile(ctx context.Context) error {
 			continue
 		}
 		exist = append(exist, row.Name)
-		cluster, decodeErr := registeredCluster(row)
-		if decodeErr != nil {
-			err = errors.Join(err, decodeErr)
+		cluster, broken := registeredCluster(row)
+		f.complain(row.Name, broken)
+		if broken != nil {
+			unusable[row.Name] = true
 			continue
 		}
 		wanted[row.Name] = cluster
@@ -125,6 +131,9 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	f.cfg.Metrics.clusters(gauges)
 
 	for _, m := range f.snapshot() {
+		if unusable[m.cluster.Name] {
+			continue // heard on as it was registered before
+		}
 		want, still := wanted[m.cluster.Name]
 		if still && m.cluster.URL == want.URL && m.cluster.TLS.Equal(want.TLS) {
 			delete(wanted, m.cluster.Name)
@@ -160,8 +169,20 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	if read {
 		f.exist = exist
 	}
-	f.known = f.known || err == nil
+	f.known = f.known || read
 	return err
+}
+
+// complain says that a registration cannot be used, once for each reason.
+func (f *fleet) complain(cluster string, broken error) {
+	if broken == nil {
+		delete(f.broken, cluster)
+		return
+	}
+	if f.broken[cluster] != broken.Error() {
+		f.broken[cluster] = broken.Error()
+		f.cfg.Logger.Error("a cluster cannot be heard as it is registered", "cluster", cluster, "error", broken)
+	}
 }
 
 func (f *fleet) snapshot() []*member {
@@ -287,11 +308,15 @@ func staticCluster(static config.StaticBridge) upstream.Cluster {
 	return cluster
 }
 
-// registeredCluster decodes what the registry keeps.
+// registeredCluster decodes what the registry keeps. An error says why it
+// cannot be used.
 func registeredCluster(row store.Cluster) (upstream.Cluster, error) {
 	cluster := upstream.Cluster{Name: row.Name, URL: row.URL}
+	if row.Broken != nil {
+		return upstream.Cluster{}, row.Broken
+	}
 	if row.TLS == nil {
-		return cluster, nil
+		return cluster, usable(cluster)
 	}
 	cluster.TLS = &upstream.TLS{}
 	for _, part := range []struct {
@@ -310,5 +335,11 @@ func registeredCluster(row store.Cluster) (upstream.Cluster, error) {
 		}
 		*part.to = secret.New(string(pem))
 	}
-	return cluster, nil
+	return cluster, usable(cluster)
+}
+
+// usable says whether a client can be made for a cluster.
+func usable(cluster upstream.Cluster) error {
+	_, err := upstream.New(upstream.Config{Cluster: cluster})
+	return err
 }

@@ -25,6 +25,9 @@ type Cluster struct {
 	// AdmissionConstraints and WorkspaceClasses are JSON arrays.
 	AdmissionConstraints, WorkspaceClasses json.RawMessage
 	PreferredClass                         string
+	// Broken says why the cluster cannot be called as it is registered; nil
+	// if nothing is known against it. One such row hides no other.
+	Broken error
 }
 
 // ClusterTLS is what proves us and the cluster to each other, each the base64
@@ -63,7 +66,7 @@ func scanCluster(row pgx.CollectableRow) (Cluster, error) {
 	var material *struct{ CA, Crt, Key string }
 	if err := json.Unmarshal(tls, &material); err != nil {
 		// The cause may quote the key.
-		return Cluster{}, fmt.Errorf("the TLS material of cluster %s is no object of texts", c.Name)
+		c.Broken = fmt.Errorf("the TLS material of cluster %s is no object of texts", c.Name)
 	}
 	if material != nil {
 		c.TLS = &ClusterTLS{CA: secret.New(material.CA), Certificate: secret.New(material.Crt), Key: secret.New(material.Key)}
