@@ -29,10 +29,11 @@ func floors() map[string]int {
 		"internal/app": 5,
 		"loadtest":     5,
 
-		"coordinator":      4,
-		"internal/sweep":   4,
-		"internal/api":     4,
-		"internal/console": 4,
+		"coordinator":        4,
+		"internal/sweep":     4,
+		"internal/api":       4,
+		"internal/console":   4,
+		"internal/classsync": 4,
 
 		"pipeline": 3,
 

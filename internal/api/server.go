@@ -1,0 +1,166 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/trestle-bridge/trestle/internal/config"
+	"github.com/trestle-bridge/trestle/internal/store"
+	bridge "github.com/trestle-bridge/trestle/proto/workspacemanagerbridge"
+)
+
+// Registry is where the clusters are kept; see store.Store, which says what
+// errors its methods have. All of it is safe for concurrent use.
+type Registry interface {
+	Clusters(ctx context.Context) ([]store.Cluster, error)
+	RegisterCluster(ctx context.Context, c store.Cluster) error
+	UpdateCluster(ctx context.Context, name string, change store.ClusterChange) error
+	DeregisterCluster(ctx context.Context, name string, force bool) error
+}
+
+// Config is what a Server needs. Address, Registry, Logger and Registerer are
+// required.
+type Config struct {
+	// Address to listen on, host:port; port 0 is any that is free.
+	Address  string
+	Registry Registry
+	// Static are the clusters of the configuration.
+	Static []config.StaticBridge
+	// AllowPlaintext permits clusters to be registered without TLS.
+	AllowPlaintext bool
+	// TryTimeout is how long a cluster may take to answer when its connection
+	// is tried; default 10 s, which is also the most.
+	TryTimeout time.Duration
+	// CallTimeout bounds a call as a whole; default 30 s.
+	CallTimeout time.Duration
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+const (
+	defaultTryTimeout  = 10 * time.Second
+	defaultCallTimeout = 30 * time.Second
+	// stopTimeout is how long the calls under way may take after the end.
+	stopTimeout = 5 * time.Second
+
+	// A call carries three PEM files and a few texts.
+	maxRequestBytes = 1 << 20
+	maxHeaderBytes  = 16 << 10
+	maxCallsAtOnce  = 64
+	connectTimeout  = 20 * time.Second
+	// A port-forward that broke says nothing.
+	pingAfter   = time.Minute
+	pingTimeout = 20 * time.Second
+	// Clients that ping more often are sent away.
+	minPing = 10 * time.Second
+)
+
+// Server is the gRPC server. Run serves it, once; without Run, Close gives
+// back its address.
+type Server struct {
+	listener net.Listener
+	grpc     *grpc.Server
+	health   *health.Server
+}
+
+// New takes the address, so that one that is in use shows before anything has
+// been started.
+func New(cfg Config) (*Server, error) {
+	if cfg.Registry == nil || cfg.Logger == nil || cfg.Registerer == nil {
+		return nil, errors.New("the gRPC server needs a registry, a logger and a registerer of metrics")
+	}
+	cfg.TryTimeout = cmp.Or(cfg.TryTimeout, defaultTryTimeout)
+	cfg.CallTimeout = cmp.Or(cfg.CallTimeout, defaultCallTimeout)
+
+	metrics := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
+		grpcprom.WithHistogramBuckets(prometheus.ExponentialBuckets(0.001, 4, 8)),
+	))
+	if err := cfg.Registerer.Register(metrics); err != nil {
+		return nil, fmt.Errorf("register the metrics of the gRPC server: %w", err)
+	}
+	listener, err := net.Listen("tcp", cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("serve ClusterService: %w", err)
+	}
+	if !loopback(listener.Addr()) {
+		cfg.Logger.Warn("ClusterService listens in plain text on an address that others reach: who reaches it may change everything",
+			"address", listener.Addr().String())
+	}
+
+	calls := calls{timeout: cfg.CallTimeout, log: cfg.Logger}
+	s := &Server{
+		listener: listener,
+		health:   health.NewServer(),
+		grpc: grpc.NewServer(
+			grpc.MaxRecvMsgSize(maxRequestBytes),
+			grpc.MaxHeaderListSize(maxHeaderBytes),
+			grpc.MaxConcurrentStreams(maxCallsAtOnce),
+			grpc.ConnectionTimeout(connectTimeout),
+			grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingAfter, Timeout: pingTimeout}),
+			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+			// The outermost first: what is counted is what the client sees.
+			grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), calls.unary),
+			grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), calls.stream),
+		),
+	}
+	bridge.RegisterClusterServiceServer(s.grpc, &clusterService{
+		registry:       cfg.Registry,
+		static:         cfg.Static,
+		allowPlaintext: cfg.AllowPlaintext,
+		tryTimeout:     cfg.TryTimeout,
+		log:            cfg.Logger,
+	})
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	metrics.InitializeMetrics(s.grpc)
+	for _, service := range []string{"", bridge.ClusterService_ServiceDesc.ServiceName} {
+		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_NOT_SERVING)
+	}
+	return s, nil
+}
+
+func loopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// Addr is where it listens.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Close gives back the address of a server that never ran.
+func (s *Server) Close() error { return s.listener.Close() }
+
+// Run serves until ctx ends, gives the calls under way a few seconds, and
+// returns nil; or an error if serving ended by itself. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	s.health.Resume()             // all serving
+	served := make(chan error, 1) // so that serving ends even when nobody asks why
+	go func() { served <- s.grpc.Serve(s.listener) }()
+	select {
+	case err := <-served:
+		s.grpc.Stop()
+		return fmt.Errorf("serve ClusterService: %w", err)
+	case <-ctx.Done():
+	}
+	s.health.Shutdown()
+	// Streams of health and reflection have no end of their own.
+	overdue := time.AfterFunc(stopTimeout, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	overdue.Stop()
+	<-served
+	return nil
+}
