@@ -101,7 +101,7 @@ func (b *bench) replica(change ...func(*api.Config)) *replica {
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := &replica{registry: prometheus.NewPedanticRegistry(), log: &logBuffer{}}
+	r := &replica{registry: newRegistry(), log: &logBuffer{}}
 	cfg := api.Config{
 		Address: "127.0.0.1:0", Registry: s, Registerer: r.registry,
 		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -529,3 +529,5 @@ func TestStaticAndRegistered(t *testing.T) {
 		t.Errorf("listed: %v", names)
 	}
 }
+
+func newRegistry() *prometheus.Registry { return prometheus.NewPedanticRegistry() }
