@@ -656,6 +656,7 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 	cfg.HTTP.Address = "127.0.0.1:0"
 	cfg.ClusterReconcileInterval = 200 * time.Millisecond
 	cfg.Upstream.SnapshotInterval = time.Hour
+	cfg.ControllerInterval = 24 * time.Hour // clusters count its questions as snapshots
 	cfg.Shutdown.Timeout = patience
 	for _, c := range change {
 		c(&cfg)
