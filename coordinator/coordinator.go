@@ -63,7 +63,9 @@ type Replica struct {
 	// Incarnation is new at every start, and owns fences; no slash.
 	Incarnation string
 	Revision    string
-	// PeerAddress is host:port, reachable by the other replicas.
+	// PeerAddress is host:port, reachable by the other replicas. It must listen
+	// from before Run until after Leave: who refuses connections is taken for
+	// dead.
 	PeerAddress string
 	// Capacity relative to the others, 0 means 1. Cap is the most weight it may
 	// carry, 0 for no limit.
@@ -179,8 +181,8 @@ type Coordinator struct {
 	// draining is set by Leave, left when it has done so.
 	draining, left atomic.Bool
 	leading        atomic.Bool
-	// assign, elect and lead wake the loops of these names; they coalesce.
-	assign, elect, lead chan struct{}
+	// They wake the loops of these names, and coalesce.
+	assign, answered, elect, lead chan struct{}
 }
 
 // New starts nothing; Run does.
@@ -190,7 +192,7 @@ func New(cfg Config) (*Coordinator, error) {
 	}
 	c := &Coordinator{
 		cfg: cfg, layout: table.NewLayout(cfg.Prefix), started: time.Now(),
-		assign: make(chan struct{}, 1), elect: make(chan struct{}, 1), lead: make(chan struct{}, 1),
+		assign: make(chan struct{}, 1), answered: make(chan struct{}, 1), elect: make(chan struct{}, 1), lead: make(chan struct{}, 1),
 	}
 	var err error
 	if c.metrics, err = newMetrics(cfg.Registerer, c); err != nil {
@@ -211,7 +213,7 @@ func New(cfg Config) (*Coordinator, error) {
 	}
 	c.duties, err = duty.New(duty.Config{
 		Incarnation: cfg.Replica.Incarnation, Worker: cfg.Worker, Fences: cfg.Fences, Logger: cfg.Logger,
-		Answered: func() { poke(c.assign) },
+		Answered: func() { poke(c.answered) },
 		Raised:   func(d time.Duration) { c.metrics.raised.Observe(d.Seconds()) },
 	})
 	if err != nil {
@@ -237,23 +239,37 @@ func (c *Coordinator) member() []byte {
 func (c *Coordinator) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, loop := range []func(context.Context) error{
-		c.link.Run, c.duties.Run, c.runAssign, c.runElection, c.runProbes, c.runReports,
+		c.link.Run, c.duties.Run, c.runAssign, c.runAnswers, c.runElection, c.runProbes, c.runReports,
 	} {
 		group.Go(func() error { return loop(ctx) })
 	}
 	return group.Wait()
 }
 
-// runAssign tells the duties what the table says, and the voice what they
-// answer.
+// runAssign tells the duties what the table says.
 func (c *Coordinator) runAssign(ctx context.Context) error {
 	for ctx.Err() == nil {
+		begun := time.Now()
 		if assigned := c.assigned(); assigned != nil {
 			c.duties.Assign(ctx, assigned)
 		}
-		c.link.Answer(c.duties.Answers())
+		// Where there are thousands of shards and all of them move, this leaves
+		// half of the time to others.
+		wait(ctx, time.Since(begun), nil)
 		// Whether a cluster exists is nothing that anybody tells us of.
 		wait(ctx, time.Second, c.assign)
+	}
+	return nil
+}
+
+// runAnswers says what the duties answer.
+func (c *Coordinator) runAnswers(ctx context.Context) error {
+	for ctx.Err() == nil {
+		c.link.Answer(c.duties.Fresh())
+		select {
+		case <-c.answered:
+		case <-ctx.Done():
+		}
 	}
 	return nil
 }
@@ -261,9 +277,9 @@ func (c *Coordinator) runAssign(ctx context.Context) error {
 // assigned is what the table says of the shards that concern this replica; nil
 // before it was read.
 func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
-	exists := c.exists()
 	known := c.duties.Concerned()
 	var assigned map[shard.ID]duty.Assigned
+	var missing []shard.ID
 	c.link.Look(func(v *table.View) {
 		if v.Revision == 0 {
 			return
@@ -271,14 +287,23 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 		assigned = make(map[shard.ID]duty.Assigned, len(known))
 		for id := range known {
 			stored, found := v.Shards[id]
-			assigned[id] = duty.Assigned{Record: stored.Value.Record, Found: found, Exists: exists(id.Cluster)}
+			assigned[id] = duty.Assigned{Record: stored.Value.Record, Found: found, Exists: true}
+			if !found {
+				missing = append(missing, id)
+			}
 		}
 		for id, stored := range v.Shards {
-			if r := stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
-				assigned[id] = duty.Assigned{Record: r, Found: true, Exists: true}
+			if r := &stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
+				assigned[id] = duty.Assigned{Record: *r, Found: true, Exists: true}
 			}
 		}
 	})
+	if len(missing) > 0 {
+		exists := c.exists()
+		for _, id := range missing {
+			assigned[id] = duty.Assigned{Exists: exists(id.Cluster)}
+		}
+	}
 	return assigned
 }
 

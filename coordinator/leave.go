@@ -20,9 +20,10 @@ var (
 
 // Leave hands all shards over and gives the lease up, within ctx. What cannot
 // be handed over in three quarters of the time, or because nobody else is
-// there, is written out and released. Afterwards this replica takes nothing
-// more; Run is to be ended then. Errors: ErrNotHandedOver (unless there was
-// nobody to hand over to), ErrNotReleased.
+// there, or because all moves are frozen, is written out and released.
+// Afterwards this replica takes nothing more; Run is to be ended then. Errors:
+// ErrNotHandedOver (unless there was nobody to hand over to, or a freeze),
+// ErrNotReleased.
 func (c *Coordinator) Leave(ctx context.Context) error {
 	c.draining.Store(true)
 	c.link.Say(c.layout.Member(c.me()), c.member())
@@ -64,7 +65,11 @@ func (c *Coordinator) handOver(ctx context.Context) (left []shard.ID, alone bool
 					left = append(left, id)
 				}
 			}
-			alone = !c.others(v)
+			// A freeze leaves alone what has an owner; what has none is taken at
+			// once.
+			freeze := v.Fleet.Value.Freeze
+			frozen := freeze.On && (freeze.Until.IsZero() || time.Now().Before(freeze.Until))
+			alone = frozen || !c.others(v)
 		})
 		if read && len(left) == 0 {
 			for id := range c.duties.Held() {

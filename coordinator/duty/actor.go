@@ -86,6 +86,7 @@ func (a *actor) signal(s Signal) {
 func (a *actor) say(answer table.Answer) {
 	if a.answer != answer {
 		a.answer = answer
+		a.d.fresh[a.id] = answer
 		a.d.noted()
 	}
 }

@@ -114,6 +114,8 @@ type Duties struct {
 	actors map[shard.ID]*actor
 	// ending says that what is held is to be released, and nothing taken.
 	ending bool
+	// fresh are the answers that were not taken yet.
+	fresh map[shard.ID]table.Answer
 	// changed is closed and replaced when an answer has changed.
 	changed chan struct{}
 
@@ -136,7 +138,7 @@ func New(cfg Config) (*Duties, error) {
 		cfg.Raised = func(time.Duration) {}
 	}
 	return &Duties{
-		cfg: cfg, actors: make(map[shard.ID]*actor), changed: make(chan struct{}), begin: make(chan *actor),
+		cfg: cfg, actors: make(map[shard.ID]*actor), fresh: make(map[shard.ID]table.Answer), changed: make(chan struct{}), begin: make(chan *actor),
 	}, nil
 }
 
@@ -213,17 +215,14 @@ func (d *Duties) Held() map[shard.ID]shard.Fence {
 	return fences
 }
 
-// Answers is what this replica has to say about its shards.
-func (d *Duties) Answers() map[shard.ID]table.Answer {
+// Fresh takes the answers that have changed since it was called last; an empty
+// one takes an answer back.
+func (d *Duties) Fresh() map[shard.ID]table.Answer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	answers := make(map[shard.ID]table.Answer, len(d.actors))
-	for id, a := range d.actors {
-		if a.answer != (table.Answer{}) {
-			answers[id] = a.answer
-		}
-	}
-	return answers
+	fresh := d.fresh
+	d.fresh = make(map[shard.ID]table.Answer)
+	return fresh
 }
 
 // End releases everything that is held and takes nothing more, whatever the

@@ -140,8 +140,8 @@ func (l *Link) Say(key string, value []byte) { l.voice.set(key, value) }
 // Unsay takes back what was said.
 func (l *Link) Unsay(key string) { l.voice.unset(key) }
 
-// Answer replaces all answers of this replica.
-func (l *Link) Answer(answers map[shard.ID]table.Answer) { l.voice.answer(answers) }
+// Answer says the answers given; an empty one is taken back, others stay.
+func (l *Link) Answer(fresh map[shard.ID]table.Answer) { l.voice.answer(fresh) }
 
 // Lease gives the lease, 0 if there is none, and until when it is trusted.
 func (l *Link) Lease() (kv.LeaseID, time.Time) { return l.lease.current() }

@@ -49,30 +49,15 @@ func (s *voice) unset(key string) {
 	}
 }
 
-// answer replaces all answers.
-func (s *voice) answer(answers map[shard.ID]table.Answer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	changed := false
-	next := make(map[string]string, len(answers))
-	for id, a := range answers {
-		next[s.l.cfg.Layout.Answer(s.l.cfg.Incarnation, id)] = string(table.Encode(a))
-	}
-	prefix := s.l.cfg.Layout.Prefix() + "answers/"
-	for key := range s.says {
-		if _, still := next[key]; !still && strings.HasPrefix(key, prefix) {
-			delete(s.says, key)
-			changed = true
+// answer takes changed answers; an empty one is taken back.
+func (s *voice) answer(fresh map[shard.ID]table.Answer) {
+	for id, a := range fresh {
+		key := s.l.cfg.Layout.Answer(s.l.cfg.Incarnation, id)
+		if a == (table.Answer{}) {
+			s.unset(key)
+		} else {
+			s.set(key, table.Encode(a))
 		}
-	}
-	for key, value := range next {
-		if s.says[key] != value {
-			s.says[key] = value
-			changed = true
-		}
-	}
-	if changed {
-		poke(s.wake)
 	}
 }
 
