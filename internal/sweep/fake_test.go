@@ -138,7 +138,7 @@ func (w *world) sweeper() (*Sweeper, *prometheus.Registry) {
 }
 
 // bubble runs a test in a bubble of time, with a sweeper that leads until the
-// test ends.
+// test ends. The first rounds are asked for, so that they begin at once.
 func bubble(t *testing.T, prepare func(*world), test func(*world, *Sweeper, *prometheus.Registry)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -147,6 +147,12 @@ func bubble(t *testing.T, prepare func(*world), test func(*world, *Sweeper, *pro
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1) // the test may have failed before it reads
 		go func() { done <- s.Run(ctx, w.lead()) }()
+		synctest.Wait()
+		for name := range w.clusters {
+			if err := s.Request(name); err != nil && w.listFail == nil {
+				t.Errorf("request a round of %s: %v", name, err)
+			}
+		}
 		test(w, s, registry)
 		cancel()
 		if err := <-done; err != nil {

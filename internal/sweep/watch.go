@@ -73,8 +73,9 @@ func (w *watch) confirm() error {
 // run makes rounds until ctx ends, with nil, or another leader has the fence.
 func (w *watch) run(ctx context.Context) error {
 	timing := w.t.cfg.Timing
-	// Those of many clusters do not begin all at once.
-	pause := rand.N(timing.Interval/20 + 1)
+	// The rounds of many clusters are spread over the interval, and clusters
+	// that have just been subscribed to have better to do.
+	pause := rand.N(timing.Interval)
 	for {
 		timer := time.NewTimer(pause)
 		select {
