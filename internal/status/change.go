@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/trestle-bridge/trestle/proto/wsman"
 )
 
@@ -78,10 +76,19 @@ func SpokenConditions() []string {
 
 // Change decodes what was heard. Its errors are *InvalidError.
 func (r Rules) Change(h Heard) (*Change, error) {
-	var s wsman.WorkspaceStatus
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(h.Raw, &s); err != nil {
-		return nil, &InvalidError{Reason: ReasonMalformed, Err: fmt.Errorf("decode the status of %s: %w", h.ID, err)}
+	var d decoded
+	if d.quickly(h.Raw) {
+		return r.change(h, &d.status), nil
 	}
+	s, err := decodeAny(h)
+	if err != nil {
+		return nil, err
+	}
+	return r.change(h, s), nil
+}
+
+// change keeps nothing of s: its texts may be parts of a larger one.
+func (r Rules) change(h Heard, s *wsman.WorkspaceStatus) *Change {
 	c := &Change{
 		ID:         h.ID,
 		Kind:       kind(s.GetSpec().GetType()),
@@ -92,16 +99,16 @@ func (r Rules) Change(h Heard) (*Change, error) {
 		Updates:    1,
 		Trace:      h.Trace,
 		IDEURL:     clean(s.GetSpec().GetUrl()),
-		Document:   document(&s),
+		Document:   document(s),
 		Conditions: conditions(s.GetConditions()),
-		steps:      []Step{{Version: h.Version, Effect: effect(&s, h.At)}},
+		steps:      []Step{{Version: h.Version, Effect: effect(s, h.At)}},
 	}
 	if c.Kind == KindPrebuild {
-		if step, says := r.prebuildStep(&s); says {
+		if step, says := r.prebuildStep(s); says {
 			c.prebuild = []PrebuildStep{step}
 		}
 	}
-	return c, nil
+	return c
 }
 
 // Fold joins a later change of the same instance to c. It reports false, and
@@ -290,10 +297,11 @@ func kind(t wsman.WorkspaceType) Kind {
 	return KindRegular
 }
 
-// clean replaces what PostgreSQL takes in no text: the NUL character.
+// clean copies a text to keep it, and replaces what PostgreSQL takes in no
+// text: the NUL character.
 func clean(text string) string {
 	if strings.IndexByte(text, 0) < 0 {
-		return text
+		return strings.Clone(text)
 	}
 	return strings.ReplaceAll(text, "\x00", "\uFFFD")
 }
