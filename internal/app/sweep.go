@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
+	"github.com/trestle-bridge/trestle/internal/classsync"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
@@ -16,10 +18,19 @@ import (
 
 // lead makes the rounds of the leader until ctx ends or another process leads:
 // the one that was started last.
-func lead(ctx context.Context, log *slog.Logger, db *store.Store, owner string, sweeper *sweep.Sweeper) {
+func lead(ctx context.Context, log *slog.Logger, db *store.Store, owner string, sweeper *sweep.Sweeper, classes *classsync.Syncer) {
 	fence, err := raise(ctx, log, db, owner)
 	if err == nil {
-		err = sweeper.Run(ctx, fence)
+		leading, stop := context.WithCancel(ctx)
+		var parts sync.WaitGroup
+		parts.Go(func() {
+			if err := classes.Run(leading); err != nil {
+				log.Error("the workspace classes are synced no more", "error", err)
+			}
+		})
+		err = sweeper.Run(leading, fence)
+		stop()
+		parts.Wait()
 	}
 	switch {
 	case errors.Is(err, store.ErrNotLeader):
@@ -59,13 +70,17 @@ func (f *fleet) sweptClusters(context.Context) ([]sweep.Cluster, error) {
 	}
 	clusters := make([]sweep.Cluster, 0, len(f.exist))
 	for _, name := range f.exist {
-		workspaces := func(context.Context) ([]status.InstanceID, error) {
-			return nil, fmt.Errorf("cluster %s cannot be reached as it is registered", name)
+		m := f.members[name]
+		cluster := sweep.Cluster{Name: name, Workspaces: func(ctx context.Context) ([]status.InstanceID, error) {
+			if (owners{f}).member(name) != m || m == nil {
+				return nil, fmt.Errorf("cluster %s is not heard, or heard elsewhere since", name)
+			}
+			return m.client.Workspaces(ctx)
+		}}
+		if m != nil {
+			cluster.Address = m.cluster.URL
 		}
-		if m := f.members[name]; m != nil {
-			workspaces = m.client.Workspaces
-		}
-		clusters = append(clusters, sweep.Cluster{Name: name, Workspaces: workspaces})
+		clusters = append(clusters, cluster)
 	}
 	return clusters, nil
 }

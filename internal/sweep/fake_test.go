@@ -60,10 +60,11 @@ type fakeRow struct {
 }
 
 type fakeCluster struct {
-	known []status.InstanceID
-	fail  error
-	hang  bool
-	asked []time.Time
+	address string
+	known   []status.InstanceID
+	fail    error
+	hang    bool
+	asked   []time.Time
 	// during is called, if set, while the cluster is asked.
 	during func()
 }
@@ -394,7 +395,7 @@ func (w *world) list(context.Context) (out []Cluster, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name, c := range w.clusters {
-		out = append(out, Cluster{Name: name, Workspaces: func(ctx context.Context) ([]status.InstanceID, error) {
+		out = append(out, Cluster{Name: name, Address: c.address, Workspaces: func(ctx context.Context) ([]status.InstanceID, error) {
 			w.mu.Lock()
 			c.asked = append(c.asked, time.Now())
 			hang, during := c.hang, c.during

@@ -269,18 +269,21 @@ func realID(i int) (id status.InstanceID) {
 // is building and two tokens, one of them its own.
 func (p *parts) insert(region string, phase status.Phase, age time.Duration, ids ...status.InstanceID) {
 	p.Helper()
-	for _, id := range ids {
-		for _, sql := range []string{
-			`INSERT INTO workspace (id, owner_id, type) VALUES ('ws-' || $1::uuid, 'owner', 'prebuild')`,
-			`INSERT INTO prebuilt_workspace (id, build_workspace_id, state, project_id) VALUES ($1::uuid, 'ws-' || $1::uuid, 'building', 'project')`,
-			`INSERT INTO gitpod_token (token_hash, user_id, name) VALUES ($1::uuid || '1', 'owner', $1::uuid || '-default'), ($1::uuid || '2', 'owner', 'another')`,
-		} {
-			p.exec(sql, [16]byte(id))
-		}
-		p.exec(`INSERT INTO workspace_instance (id, workspace_id, region, phase, status_version, creation_time, stopping_time)
-			VALUES ($1::uuid, 'ws-' || $1::uuid, $2, $3, 10, now() - $4::interval, CASE WHEN $3 = 'stopping' THEN now() - $4::interval END)`,
-			[16]byte(id), region, string(phase), age)
+	raw := make([][16]byte, len(ids))
+	for i := range ids {
+		raw[i] = ids[i]
 	}
+	for _, sql := range []string{
+		`INSERT INTO workspace (id, owner_id, type) SELECT 'ws-' || id, 'owner', 'prebuild' FROM unnest($1::uuid[]) id`,
+		`INSERT INTO prebuilt_workspace (id, build_workspace_id, state, project_id) SELECT id, 'ws-' || id, 'building', 'project' FROM unnest($1::uuid[]) id`,
+		`INSERT INTO gitpod_token (token_hash, user_id, name)
+			SELECT id || suffix, 'owner', CASE suffix WHEN '1' THEN id || '-default' ELSE 'another' END FROM unnest($1::uuid[]) id, unnest('{1,2}'::text[]) suffix`,
+	} {
+		p.exec(sql, raw)
+	}
+	p.exec(`INSERT INTO workspace_instance (id, workspace_id, region, phase, status_version, creation_time, stopping_time)
+		SELECT id, 'ws-' || id, $2, $3, 10, now() - $4::interval, CASE WHEN $3 = 'stopping' THEN now() - $4::interval END FROM unnest($1::uuid[]) id`,
+		raw, region, string(phase), age)
 }
 
 func (p *parts) exec(sql string, args ...any) {

@@ -39,8 +39,11 @@ func (t *term) installation(ctx context.Context) error {
 		}
 		errs = append(errs, t.region(ctx, d.Name, []string{d.Name}, scope, d.Due))
 	}
-	t.metrics.rounds.WithLabelValues(outcomeDone).Inc()
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err == nil {
+		t.metrics.rounds.WithLabelValues(outcomeDone).Inc()
+	}
+	return err
 }
 
 // region stops the rows of a region that are in scope, whatever anybody says,

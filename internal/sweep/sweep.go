@@ -89,6 +89,9 @@ type Owners interface {
 // Cluster is a workspace cluster that exists.
 type Cluster struct {
 	Name string
+	// Address is where it is. Looks at two addresses do not count together:
+	// they may be two clusters.
+	Address string
 	// Workspaces asks it for all the instances that it knows. An error means
 	// that the list is not known in full.
 	Workspaces func(context.Context) ([]status.InstanceID, error)
@@ -361,7 +364,7 @@ func (t *term) reconcile(ctx context.Context, group *errgroup.Group) error {
 	for _, c := range clusters {
 		exists[c.Name] = true
 		if w := t.watches[c.Name]; w != nil {
-			w.workspaces.Store(&c.Workspaces)
+			w.update(c)
 			continue
 		}
 		w := newWatch(t, c)

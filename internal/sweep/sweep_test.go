@@ -411,6 +411,28 @@ func TestClustersComeAndGo(t *testing.T) {
 	})
 }
 
+// A look at another address is no look at this cluster.
+func TestAClusterThatMoves(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.insert("eu", time.Hour, row(1, 5, status.PhaseRunning), row(2, 5, status.PhaseRunning))
+		w.cluster("eu") // empty: it is about to be switched off
+	}, func(w *world, s *Sweeper, _ *prometheus.Registry) {
+		time.Sleep(begun)
+		w.with(func() {
+			w.clusters["eu"].fail = errAway
+			w.cluster("eu", id(2)).address = "elsewhere"
+		})
+		for range 180 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if stopped, asked := w.stopped(), w.asked("eu"); len(stopped) > 0 && asked < 2 {
+				t.Fatalf("%d rows are stopped after %d looks at the new address", len(stopped), asked)
+			}
+		}
+		w.wantStopped("after looks at the new address", id(1))
+	})
+}
+
 func TestManyClustersTakeTurns(t *testing.T) {
 	bubble(t, func(w *world) {
 		for i := range 50 {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/status"
@@ -20,8 +19,6 @@ type watch struct {
 	name   string
 	log    *slog.Logger
 	cancel context.CancelFunc
-	// workspaces is how the cluster is asked now: its address may change.
-	workspaces atomic.Pointer[func(context.Context) ([]status.InstanceID, error)]
 	// wake has size 1: requests coalesce, and nobody who makes one waits.
 	wake chan struct{}
 	// contact is when the cluster answered last, or the term began. It is
@@ -29,23 +26,34 @@ type watch struct {
 	contact time.Time
 
 	// mu guards what follows; no I/O under it.
-	mu    sync.Mutex
-	looks looks
+	mu sync.Mutex
+	// cluster is what the cluster was when it was last read: it may move.
+	cluster Cluster
+	looks   looks
 	// held is how many rows the last look held back, since when.
 	held      int
 	heldSince time.Time
 }
 
 func newWatch(t *term, c Cluster) *watch {
-	w := &watch{
+	return &watch{
 		t:       t,
 		name:    c.Name,
 		log:     t.cfg.Logger.With("cluster", c.Name),
 		wake:    make(chan struct{}, 1),
 		contact: time.Now(),
+		cluster: c,
 	}
-	w.workspaces.Store(&c.Workspaces)
-	return w
+}
+
+// update tells of what the cluster is now.
+func (w *watch) update(c Cluster) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c.Address != w.cluster.Address {
+		w.startOver()
+	}
+	w.cluster = c
 }
 
 func (w *watch) request() {
@@ -56,18 +64,28 @@ func (w *watch) request() {
 }
 
 func (w *watch) confirm() error {
+	confirmed := w.markConfirmed()
+	if confirmed == 0 {
+		return ErrNotHeld
+	}
+	w.log.Info("the instances that the cluster misses are confirmed to be gone", "instances", confirmed)
+	w.request()
+	return nil
+}
+
+// markConfirmed confirms what the last look has missed, if any of it is held
+// back, and gives the number.
+func (w *watch) markConfirmed() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.held == 0 {
-		return ErrNotHeld
+		return 0
 	}
 	for id, m := range w.looks {
 		m.confirmed = true
 		w.looks[id] = m
 	}
-	w.log.Info("the instances that the cluster misses are confirmed to be gone", "instances", len(w.looks))
-	w.request()
-	return nil
+	return len(w.looks)
 }
 
 // run makes rounds until ctx ends, with nil, or another leader has the fence.
@@ -109,8 +127,14 @@ func (w *watch) run(ctx context.Context) error {
 // whether another look is due soon.
 func (w *watch) round(ctx context.Context) (outcome string, again bool, err error) {
 	cfg := &w.t.cfg
-	if !cfg.Owners.Settled(w.name) {
+	settled := cfg.Owners.Settled(w.name)
+	w.mu.Lock()
+	cluster := w.cluster
+	if !settled {
 		w.startOver()
+	}
+	w.mu.Unlock()
+	if !settled {
 		return outcomeMoving, false, nil
 	}
 	began := time.Now()
@@ -120,17 +144,17 @@ func (w *watch) round(ctx context.Context) (outcome string, again bool, err erro
 	}
 	stop, doubtful := split(rows)
 	outcome = outcomeDone
-	known, err := w.ask(ctx)
+	known, err := w.ask(ctx, cluster)
 	ended := time.Now()
 	if err != nil {
 		outcome = outcomeUnreachable
 	} else {
-		missed, again2, err := w.look(ctx, began, ended, missing(doubtful, known))
+		var lost []store.OpenInstance
+		lost, again, err = w.look(ctx, cluster.Address, began, ended, missing(doubtful, known))
 		if err != nil {
 			return outcomeFailed, false, err
 		}
-		again = again2
-		stop = append(stop, missed...)
+		stop = append(stop, lost...)
 	}
 	if ctx.Err() != nil || len(stop) == 0 {
 		return outcome, again, nil
@@ -150,10 +174,10 @@ func (w *watch) round(ctx context.Context) (outcome string, again bool, err erro
 
 // ask asks the cluster for its instances, and keeps account of when it
 // answered last.
-func (w *watch) ask(ctx context.Context) ([]status.InstanceID, error) {
+func (w *watch) ask(ctx context.Context, cluster Cluster) ([]status.InstanceID, error) {
 	asking, cancel := context.WithTimeout(ctx, w.t.cfg.Timing.Ask)
 	defer cancel()
-	known, err := (*w.workspaces.Load())(asking)
+	known, err := cluster.Workspaces(asking)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -173,8 +197,8 @@ func (w *watch) ask(ctx context.Context) ([]status.InstanceID, error) {
 	return known, err
 }
 
-// look judges the rows that the cluster does not know.
-func (w *watch) look(ctx context.Context, began, ended time.Time, missing []store.OpenInstance) (stop []store.OpenInstance, again bool, err error) {
+// look judges the rows that the cluster at this address does not know.
+func (w *watch) look(ctx context.Context, address string, began, ended time.Time, missing []store.OpenInstance) (stop []store.OpenInstance, again bool, err error) {
 	l := look{began: began, ended: ended, missing: missing}
 	if len(missing) > holdRows {
 		err := w.t.attempt(ctx, func(ctx context.Context) (err error) {
@@ -185,32 +209,49 @@ func (w *watch) look(ctx context.Context, began, ended time.Time, missing []stor
 			return nil, false, err
 		}
 	}
+	v, counts := w.judge(address, l)
+	if !counts {
+		return nil, false, nil
+	}
+	w.t.metrics.missing.WithLabelValues(w.name).Set(float64(len(missing)))
+	return v.stop, v.again, nil
+}
+
+// judge judges a look, remembers it, and says when a hold begins and ends. It
+// reports false if the cluster has moved meanwhile: then the look is nothing.
+func (w *watch) judge(address string, l look) (v verdict, counts bool) {
 	timing := w.t.cfg.Timing
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	v := judge(l, w.looks, timing.SecondLook, timing.Hold)
-	w.looks = v.after
-	w.t.metrics.missing.WithLabelValues(w.name).Set(float64(len(missing)))
+	if address != w.cluster.Address {
+		w.mu.Unlock()
+		return verdict{}, false
+	}
+	v = judge(l, w.looks, timing.SecondLook, timing.Hold)
+	before := w.held
+	w.looks, w.held = v.after, v.held
+	if before == 0 {
+		w.heldSince = l.ended
+	}
+	since := w.heldSince
 	w.t.metrics.held.WithLabelValues(w.name).Set(float64(v.held))
+	w.mu.Unlock()
+
 	switch {
-	case v.held > 0 && w.held == 0:
-		w.heldSince = ended
+	case v.held > 0 && before == 0:
 		w.log.Error("the cluster misses many of its instances at once; their rows are held back",
 			"missing", v.held, "of", l.total, "for", timing.Hold.String())
 	case v.held > 0:
 		w.log.Warn("the cluster is held back: it misses many of its instances at once",
-			"missing", v.held, "of", l.total, "since", w.heldSince.Format(time.RFC3339))
-	case w.held > 0:
-		w.log.Info("the cluster is held back no more", "missing", len(missing))
+			"missing", v.held, "of", l.total, "since", since.Format(time.RFC3339))
+	case before > 0:
+		w.log.Info("the cluster is held back no more", "missing", len(l.missing))
 	}
-	w.held = v.held
-	return v.stop, v.again, nil
+	return v, true
 }
 
-// startOver forgets the looks: what they saw was before a hand-over.
+// startOver forgets the looks: what they saw was before a hand-over, or
+// elsewhere. The caller holds mu.
 func (w *watch) startOver() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.looks, w.held = nil, 0
 	w.t.metrics.held.WithLabelValues(w.name).Set(0)
 }
