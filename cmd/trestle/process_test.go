@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -150,8 +151,8 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// updates is how many updates it has begun to process.
-func (p *process) updates() float64 {
+// families are all its metrics.
+func (p *process) families() map[string]*dto.MetricFamily {
 	p.t.Helper()
 	var up struct{ HTTP string }
 	if err := json.Unmarshal([]byte(p.says("trestle is up")), &up); err != nil {
@@ -170,9 +171,23 @@ func (p *process) updates() float64 {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	var sum float64
-	for _, m := range families["gitpod_ws_manager_bridge_workspace_instance_update_started_total"].GetMetric() {
+	return families
+}
+
+// updates is how many updates it has begun to process.
+func (p *process) updates() (sum float64) {
+	p.t.Helper()
+	for _, m := range p.families()["gitpod_ws_manager_bridge_workspace_instance_update_started_total"].GetMetric() {
 		sum += m.GetCounter().GetValue()
+	}
+	return sum
+}
+
+// completed is how many it has processed.
+func (p *process) completed() (sum float64) {
+	p.t.Helper()
+	for _, m := range p.families()["gitpod_ws_manager_bridge_workspace_instance_update_completed_seconds"].GetMetric() {
+		sum += float64(m.GetHistogram().GetSampleCount())
 	}
 	return sum
 }
@@ -196,7 +211,7 @@ func newWorld(t *testing.T) *world {
 		Redis:    &devstack.RedisConfig{RequireServer: true},
 	})
 	var cancel context.CancelFunc
-	w.ctx, cancel = context.WithTimeout(context.Background(), 2*patience)
+	w.ctx, cancel = context.WithTimeout(context.Background(), 4*patience)
 	var parts sync.WaitGroup
 	t.Cleanup(func() { cancel(); parts.Wait() })
 	var err error
@@ -230,7 +245,7 @@ func (w *world) serve(args ...string) *process {
 	}
 	u.Host = w.postgres.Addr()
 	return begin(w.t, append([]string{"serve", "--postgres.url", u.String(), "--redis.url", "redis://" + w.redis.Addr(),
-		"--http.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, args...)...)
+		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, args...)...)
 }
 
 // register puts the clusters of a load test into the registry.
