@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trestle-bridge/trestle/internal/api"
+	"github.com/trestle-bridge/trestle/internal/classsync"
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/observe"
 	"github.com/trestle-bridge/trestle/internal/publish"
@@ -38,6 +40,9 @@ type Options struct {
 	// Listening, if set, is called with the address of the HTTP server once
 	// it listens.
 	Listening func(http net.Addr)
+	// ClusterService, if set, is called with the address of the gRPC server
+	// once it listens, which is before Listening is called.
+	ClusterService func(grpc net.Addr)
 }
 
 // Run is the service. It returns after ctx has ended and everything heard
@@ -171,6 +176,30 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	classes, err := classsync.New(classsync.Config{
+		Registry:   db,
+		Describe:   describe,
+		Interval:   cfg.ClusterSyncInterval,
+		Logger:     log.With("component", "classsync"),
+		Registerer: registry,
+	})
+	if err != nil {
+		return err
+	}
+	service, err := api.New(api.Config{
+		Address:        cfg.ClusterService.Address(),
+		Registry:       db,
+		Static:         cfg.StaticBridges,
+		AllowPlaintext: cfg.AllowPlaintextClusters,
+		Logger:         log.With("component", "api"),
+		Registerer:     registry,
+	})
+	if err != nil {
+		return err
+	}
+	if o.ClusterService != nil {
+		o.ClusterService(service.Addr())
+	}
 	health := health{pipeline: pipe, store: db, redis: redis, clusters: clusters}
 	server, err := observe.NewServer(observe.ServerConfig{
 		Address:  cfg.HTTP.Address,
@@ -180,7 +209,7 @@ func Run(ctx context.Context, o Options) error {
 		Logger:   log.With("component", "http"),
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, service.Close())
 	}
 	if o.Listening != nil {
 		o.Listening(server.Addr())
@@ -196,11 +225,16 @@ func Run(ctx context.Context, o Options) error {
 	group.Go(func() error { return lifecycle.Run(finish) })
 	group.Go(func() error { return metrics.watchOutbox(finish, db, log) })
 
-	log.Info("trestle is up", "version", o.Version, "replica", cfg.Replica.ID, "http", server.Addr().String())
+	log.Info("trestle is up", "version", o.Version, "replica", cfg.Replica.ID, "http", server.Addr().String(), "grpc", service.Addr().String())
 	hearing, stopHearing := context.WithCancel(ctx)
 	defer stopHearing()
 	context.AfterFunc(finish, stopHearing) // a part that failed ends all
-	group.Go(func() error { lead(hearing, log.With("component", "sweep"), db, pipe.Owner(), sweeper); return nil })
+	group.Go(func() error {
+		lead(hearing, log.With("component", "sweep"), db, pipe.Owner(), sweeper, classes)
+		return nil
+	})
+	group.Go(func() error { return service.Run(hearing) })
+	group.Go(func() error { db.ListenClusters(hearing, clusters.look); return nil })
 	clusters.run(hearing)
 
 	log.Info("stopping: what was heard is being written and published", "limit", cfg.Shutdown.Timeout.String(), "waiting", pipe.Waiting())

@@ -22,6 +22,10 @@ import (
 // attemptTimeout bounds a call to a database that may have gone silent.
 const attemptTimeout = 20 * time.Second
 
+// leavePause is the time between two attempts to write what a cluster that is
+// left has said, after one that failed for another reason than an outage.
+const leavePause = 2 * time.Second
+
 type fleetConfig struct {
 	Config   config.Config
 	Store    *store.Store
@@ -51,10 +55,29 @@ type fleet struct {
 	// broken are the registrations that cannot be used, and why, so that each
 	// is said once. It is the business of run alone.
 	broken map[string]string
+
+	// changed wakes run when the clusters may have changed. Size 1: several
+	// changes are one look.
+	changed chan struct{}
+	// leaving is the members that are being left.
+	leaving sync.WaitGroup
 }
 
 func newFleet(cfg fleetConfig) *fleet {
-	return &fleet{cfg: cfg, members: make(map[string]*member), broken: make(map[string]string)}
+	return &fleet{
+		cfg:     cfg,
+		members: make(map[string]*member),
+		broken:  make(map[string]string),
+		changed: make(chan struct{}, 1),
+	}
+}
+
+// look makes run look at once which clusters there are.
+func (f *fleet) look() {
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
 }
 
 // run hears all clusters, and looks for new ones, until ctx ends and every
@@ -68,10 +91,12 @@ func (f *fleet) run(ctx context.Context) {
 		}
 		select {
 		case <-time.After(pause*9/10 + rand.N(pause/5)):
+		case <-f.changed:
 		case <-ctx.Done():
 			for _, m := range f.snapshot() {
 				m.stopHearing()
 			}
+			f.leaving.Wait()
 			return
 		}
 	}
@@ -90,7 +115,9 @@ func (f *fleet) drain(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// reconcile starts and stops members until they are those that should be.
+// reconcile starts and leaves members, so that they become those that should
+// be. It waits for nobody: a cluster whose address or TLS has changed is heard
+// again by the look that follows when it has been left.
 func (f *fleet) reconcile(ctx context.Context) error {
 	attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 	rows, err := f.cfg.Store.Clusters(attempt)
@@ -109,8 +136,10 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	unusable := make(map[string]bool)
 	for _, static := range f.cfg.Config.StaticBridges {
 		if !slices.ContainsFunc(rows, func(row store.Cluster) bool { return row.Name == static.Name }) {
-			wanted[static.Name] = staticCluster(static)
-			exist = append(exist, static.Name)
+			if static.Govern {
+				wanted[static.Name] = staticCluster(static)
+				exist = append(exist, static.Name)
+			}
 			gauges = append(gauges, store.Cluster{Name: static.Name, Score: int32(static.Score), State: static.State})
 		}
 	}
@@ -135,23 +164,15 @@ func (f *fleet) reconcile(ctx context.Context) error {
 			continue // heard on as it was registered before
 		}
 		want, still := wanted[m.cluster.Name]
-		if still && m.cluster.URL == want.URL && m.cluster.TLS.Equal(want.TLS) {
-			delete(wanted, m.cluster.Name)
+		delete(wanted, m.cluster.Name)
+		if m.left || still && m.cluster.URL == want.URL && m.cluster.TLS.Equal(want.TLS) {
 			continue
 		}
 		// A change of address or TLS is a new member, too: what the old one
 		// has heard is written before.
 		f.cfg.Logger.Info("leaving a cluster", "cluster", m.cluster.Name, "changed", still)
-		m.stopHearing()
-		// If this is broken off, the member stays, with what waits in it, for
-		// the drain of the shutdown.
-		if err := m.intake.Drain(ctx); err != nil {
-			return fmt.Errorf("leave cluster %s: %w", m.cluster.Name, err)
-		}
-		m.intake.Close()
-		f.mu.Lock()
-		delete(f.members, m.cluster.Name)
-		f.mu.Unlock()
+		m.left = true
+		f.leaving.Go(func() { f.leave(ctx, m) })
 	}
 	for name, cluster := range wanted {
 		m, startErr := f.start(ctx, cluster)
@@ -171,6 +192,40 @@ func (f *fleet) reconcile(ctx context.Context) error {
 	}
 	f.known = f.known || read
 	return err
+}
+
+// leave stops hearing a cluster and forgets it when all that it has said is
+// written and published. If ctx ends before, the member stays, with what waits
+// in it, for the drain of the shutdown.
+func (f *fleet) leave(ctx context.Context, m *member) {
+	m.stopHearing()
+	for {
+		err := m.intake.Drain(ctx)
+		if err != nil && !m.owned && ctx.Err() == nil {
+			// It was left before it had been taken over.
+			if err = f.takeOver(ctx, m); err == nil {
+				m.owned = true
+				err = m.intake.Drain(ctx)
+			}
+		}
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		m.log.Error("a cluster cannot be left yet: what it has said is not written", "error", err)
+		select {
+		case <-time.After(leavePause*3/4 + rand.N(leavePause/2)):
+		case <-ctx.Done():
+			return
+		}
+	}
+	m.intake.Close()
+	f.mu.Lock()
+	delete(f.members, m.cluster.Name)
+	f.mu.Unlock()
+	f.look()
 }
 
 // complain says that a registration cannot be used, once for each reason.
@@ -212,6 +267,12 @@ type member struct {
 	// heard is closed when the stream has been left and nothing comes in any
 	// more.
 	heard chan struct{}
+	// owned says that the cluster was taken over. It is written before heard
+	// is closed, and read after.
+	owned bool
+	// left says that the member is being left. It is the business of
+	// reconcile alone.
+	left bool
 }
 
 // start begins to hear a cluster. What it says waits in the pipeline until the
@@ -255,8 +316,25 @@ func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, e
 // own raises the shard's fence and begins to write; afterwards it leaves the
 // cluster if another replica raises the fence.
 func (f *fleet) own(ctx context.Context, m *member) {
+	if err := f.takeOver(ctx, m); err != nil {
+		if ctx.Err() == nil {
+			m.log.Error("the cluster cannot be taken over", "error", err)
+		}
+		return
+	}
+	m.owned = true
+	select {
+	case <-m.intake.Fenced():
+		m.log.Error("another replica has taken the cluster over; this one leaves it")
+		m.cancel()
+	case <-ctx.Done():
+	}
+}
+
+// takeOver raises the shard's fence, as soon as the database can be reached.
+func (f *fleet) takeOver(ctx context.Context, m *member) error {
 	id := m.intake.Shard()
-	err := untilReached(ctx, m.log, "take over the cluster", func(ctx context.Context) error {
+	return untilReached(ctx, m.log, "take over the cluster", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 		defer cancel()
 		poison, err := f.cfg.Store.Quarantined(ctx, id.Cluster)
@@ -270,18 +348,6 @@ func (f *fleet) own(ctx context.Context, m *member) {
 		}
 		return m.intake.Own(fence)
 	})
-	if err != nil {
-		if ctx.Err() == nil {
-			m.log.Error("the cluster cannot be taken over", "error", err)
-		}
-		return
-	}
-	select {
-	case <-m.intake.Fenced():
-		m.log.Error("another replica has taken the cluster over; this one leaves it")
-		m.cancel()
-	case <-ctx.Done():
-	}
 }
 
 // stopHearing leaves the stream and waits until nothing comes in any more.

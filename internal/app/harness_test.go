@@ -616,6 +616,7 @@ func (w *world) message(s *wsman.WorkspaceStatus) sim.Message {
 type service struct {
 	w      *world
 	http   string // host:port
+	grpc   string // host:port
 	config config.Config
 	log    *logBuffer
 	cancel context.CancelFunc
@@ -654,6 +655,7 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 	cfg.Postgres.URL = secret.NewURL(w.through(w.postgres))
 	cfg.Redis.Server = secret.NewURL("redis://" + w.redis.Addr())
 	cfg.HTTP.Address = "127.0.0.1:0"
+	cfg.ClusterService = config.ClusterService{Host: "127.0.0.1"}
 	cfg.ClusterReconcileInterval = 200 * time.Millisecond
 	cfg.Upstream.SnapshotInterval = time.Hour
 	cfg.ControllerInterval = 24 * time.Hour // clusters count its questions as snapshots
@@ -674,7 +676,7 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 		s.err = Run(ctx, Options{Config: cfg, Version: "v1.2.3", Revision: "abc", Logger: s.log.logger(), Listening: func(a net.Addr) {
 			s.http = a.String()
 			close(listening)
-		}})
+		}, ClusterService: func(a net.Addr) { s.grpc = a.String() }})
 	}()
 	w.t.Cleanup(func() {
 		select {

@@ -55,9 +55,11 @@ func (b *bench) startService(ctx context.Context, name, postgres string, cluster
 		"installation":  installation,
 		"staticBridges": bridges,
 		"http":          map[string]any{"address": address},
-		"postgres":      map[string]any{"url": postgres},
-		"redis":         map[string]any{"url": b.stack.Redis.URL()},
-		"log":           map[string]any{"level": "warn", "format": "text"},
+		// Any port that is free: another service may run beside this one.
+		"clusterService": map[string]any{"host": "127.0.0.1", "port": 0},
+		"postgres":       map[string]any{"url": postgres},
+		"redis":          map[string]any{"url": b.stack.Redis.URL()},
+		"log":            map[string]any{"level": "warn", "format": "text"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write the service's configuration: %w", err)
