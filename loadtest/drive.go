@@ -254,9 +254,14 @@ func (t *Test) flood(ctx context.Context, begin func()) error {
 		stems[n] = sim.NewStem(frame.Status(&players[n].id))
 	}
 	everyone := func() error {
-		for _, p := range players {
+		for i, p := range players {
 			if err := t.clusters[p.cluster].Publish(ctx, t.take(p, time.Now())); err != nil {
 				return err
+			}
+			if (i+1)%t.work.Wave == 0 {
+				if err := t.ledger.AwaitPublished(ctx); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

@@ -53,7 +53,9 @@ type Work struct {
 	// Instances is how many rows are seeded and, time allowing, played.
 	Instances int
 	// Wave is how many instances are live at once, default 2,000: the size of
-	// a wave, or the number in flight. At most Instances.
+	// a wave, or the number in flight. At most Instances. Before and after a
+	// Repeats or Stale it is how many are sent between two waits for publishes,
+	// default Instances.
 	Wave int
 	// Rate is for Steady, in updates a second.
 	Rate float64
@@ -79,7 +81,9 @@ func (w *Work) complete() error {
 	if w.Name == "" {
 		w.Name = "sim"
 	}
-	if w.Wave == 0 {
+	if w.Wave == 0 && (w.Shape == Repeats || w.Shape == Stale) {
+		w.Wave = w.Instances
+	} else if w.Wave == 0 {
 		w.Wave = 2000
 	}
 	w.Wave = min(w.Wave, w.Instances)
@@ -101,7 +105,6 @@ func (w *Work) complete() error {
 			return errors.New("a closed loop cannot wait for odd messages: not all are published")
 		}
 	case Repeats, Stale:
-		w.Wave = w.Instances
 		if w.Messages <= 0 || w.Messages >= script.FloodRoom {
 			return fmt.Errorf("a flood of %d messages", w.Messages)
 		}

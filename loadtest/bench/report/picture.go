@@ -17,9 +17,15 @@ type Latencies struct {
 const mostMargin = 3.0
 
 const (
-	pictureWidth = 1240
-	barHeight    = 26
-	lineHeight   = 420
+	pictureWidth = 1320
+	lineHeight   = 400
+
+	// The names lie left of barLeft, the bars between barLeft and barRight,
+	// what was measured right of that.
+	barLeft   = 560
+	barRight  = 980
+	barTop    = 84
+	barHeight = 26
 )
 
 // Picture draws how far each figure is beyond its target and, if there are any,
@@ -29,17 +35,14 @@ func Picture(path, subtitle string, figures []Figure, latencies []Latencies) err
 	if len(bars) == 0 {
 		return nil
 	}
-	barsHeight := 130 + barHeight*len(bars)
+	barsHeight := 2*barTop + barHeight*len(bars)
 	height := barsHeight
 	if len(latencies) > 0 {
 		height += lineHeight
 	}
 	p := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputPNG, Width: pictureWidth, Height: height})
 	p.FilledRect(0, 0, pictureWidth, height, charts.ColorWhite, charts.ColorWhite, 0)
-	top := p.Child(charts.PainterBoxOption(charts.NewBox(0, 0, pictureWidth, barsHeight)))
-	if err := drawBars(top, subtitle, bars); err != nil {
-		return fmt.Errorf("draw the targets: %w", err)
-	}
+	drawBars(p, subtitle, bars)
 	if len(latencies) > 0 {
 		below := p.Child(charts.PainterBoxOption(charts.NewBox(0, barsHeight, pictureWidth, height)))
 		if err := drawLatencies(below, latencies); err != nil {
@@ -56,68 +59,58 @@ func Picture(path, subtitle string, figures []Figure, latencies []Latencies) err
 	return nil
 }
 
-// bars are the figures that have a target; the first goes to the top, and the
-// axis counts from the bottom.
+// bars are the figures that have a target.
 func bars(figures []Figure) (out []Figure) {
-	for i := len(figures) - 1; i >= 0; i-- {
-		if figures[i].Holds != nil {
-			out = append(out, figures[i])
+	for _, f := range figures {
+		if f.Holds != nil {
+			out = append(out, f)
 		}
 	}
 	return out
 }
 
-func drawBars(p *charts.Painter, subtitle string, figures []Figure) error {
-	held, missed := make([]float64, len(figures)), make([]float64, len(figures))
-	names := make([]string, len(figures))
+// drawBars draws the table of bars by hand: a chart has no room for names as
+// long as ours, nor for what was measured behind each bar.
+func drawBars(p *charts.Painter, subtitle string, figures []Figure) {
+	const margin = 16
+	var (
+		dark   = charts.Color{R: 0x33, G: 0x33, B: 0x33, A: 0xff}
+		pale   = charts.Color{R: 0xdd, G: 0xdd, B: 0xe4, A: 0xff}
+		held   = charts.Color{R: 0x9a, G: 0xcf, B: 0x9f, A: 0xff}
+		missed = charts.Color{R: 0xf0, G: 0x9a, B: 0x94, A: 0xff}
+	)
+	font := func(size float64) charts.FontStyle { return charts.FontStyle{FontSize: size, FontColor: dark} }
+	p.Text("How far each figure is beyond its target (1 = just there)", margin, 32, 0, font(14))
+	p.Text(subtitle, margin, 54, 0, font(9))
+	at := func(margin float64) int {
+		return barLeft + int(float64(barRight-barLeft)*min(margin, mostMargin)/mostMargin)
+	}
+	bottom := barTop + barHeight*len(figures)
+	for tick := 0.0; tick <= mostMargin; tick += 0.5 {
+		width, color := 1.0, pale
+		if tick == 1 {
+			width, color = 2, dark
+		}
+		p.LineStroke([]charts.Point{{X: at(tick), Y: barTop - 4}, {X: at(tick), Y: bottom}}, color, width)
+		p.Text(Number(tick), at(tick)-6, bottom+18, 0, font(9))
+	}
 	for i, f := range figures {
-		names[i] = f.ID + "  " + f.What
+		y := barTop + barHeight*i
+		name := f.ID + "  " + f.What
+		p.Text(name, barLeft-10-p.MeasureText(name, 0, font(9)).Width(), y+16, 0, font(9))
+		color := missed
 		if *f.Holds {
-			held[i] = min(f.margin, mostMargin)
-		} else {
-			missed[i] = f.margin
+			color = held
 		}
-	}
-	label := func(values []float64) charts.SeriesLabel {
-		return charts.SeriesLabel{
-			Show:      charts.Ptr(true),
-			FontStyle: charts.FontStyle{FontSize: 9},
-			LabelFormatter: func(i int, _ string, _ float64) (string, *charts.LabelStyle) {
-				if values[i] == 0 {
-					return "", nil
-				}
-				f := figures[i]
-				text := fmt.Sprintf("%s %s", Number(f.Figure), f.Unit)
-				if f.Ratio != nil {
-					text += fmt.Sprintf(" = %s x baseline", Number(*f.Ratio))
-				}
-				return text + "  (" + f.Target + ")", nil
-			},
+		p.FilledRect(barLeft, y+3, max(at(f.margin), barLeft+2), y+barHeight-3, color, color, 0)
+		said := Number(f.Figure) + " " + f.Unit
+		if f.Ratio != nil {
+			said += " = " + Number(*f.Ratio) + " x " + Number(*f.Baseline)
 		}
+		p.Text(said+"   ("+f.Target+")", barRight+12, y+16, 0, font(9))
 	}
-	series := charts.NewSeriesListBar([][]float64{held, missed})
-	series[0].Name, series[0].Label = "holds", label(held)
-	series[1].Name, series[1].Label = "missed", label(missed)
-	opt := charts.NewBarChartOptionWithSeries(series)
-	opt.Horizontal = true
-	opt.StackSeries = charts.Ptr(true)
-	opt.SeriesLabelPosition = charts.PositionLeft
-	opt.BarSize = 0.8
-	opt.Theme = charts.GetDefaultTheme().WithSeriesColors([]charts.Color{
-		{R: 0x9a, G: 0xcf, B: 0x9f, A: 255}, {R: 0xf0, G: 0x9a, B: 0x94, A: 255},
-	})
-	opt.Title.Text = "How far each figure is beyond its target (1 = just there)"
-	opt.Title.Subtext = subtitle
-	opt.Title.FontStyle.FontSize = 14
-	opt.Title.SubtextFontStyle.FontSize = 9
-	opt.Legend.Offset = charts.OffsetStr{Left: charts.PositionRight}
-	opt.CategoryAxis.Labels = names
-	opt.CategoryAxis.LabelFontStyle.FontSize = 9
-	opt.ValueAxis = []charts.ValueAxisOption{{
-		Min: charts.Ptr(0.0), Max: charts.Ptr(mostMargin), Unit: 0.5, LabelCount: 7, SplitLineShow: charts.Ptr(true),
-	}}
-	opt.Padding = charts.NewBoxEqual(16)
-	return p.BarChart(opt)
+	// The line of the target lies over the bars.
+	p.LineStroke([]charts.Point{{X: at(1), Y: barTop - 4}, {X: at(1), Y: bottom}}, dark, 2)
 }
 
 func drawLatencies(p *charts.Painter, latencies []Latencies) error {
@@ -127,18 +120,18 @@ func drawLatencies(p *charts.Painter, latencies []Latencies) error {
 		values = append(values, []float64{l.P50, l.P90, l.P99, l.P999})
 		names = append(names, l.Name)
 	}
-	opt := charts.NewLineChartOptionWithData(values)
-	opt.Title.Text = "P3: latency by percentile, ms"
+	opt := charts.NewBarChartOptionWithData(values)
+	opt.Title.Text = "P3: from send to publish, and of a raw write, in ms"
 	opt.Title.FontStyle.FontSize = 14
 	opt.Legend.SeriesNames = names
 	opt.Legend.Offset = charts.OffsetStr{Left: charts.PositionRight}
-	opt.XAxis.Labels = []string{"p50", "p90", "p99", "p99.9"}
-	opt.YAxis = []charts.YAxisOption{{Min: charts.Ptr(0.0)}}
-	opt.ValueFormatter = Number
+	opt.CategoryAxis.Labels = []string{"p50", "p90", "p99", "p99.9"}
+	opt.ValueAxis = []charts.ValueAxisOption{{Min: charts.Ptr(0.0), ValueFormatter: Number}}
 	for i := range opt.SeriesList {
 		opt.SeriesList[i].Label.Show = charts.Ptr(true)
 		opt.SeriesList[i].Label.ValueFormatter = Number
+		opt.SeriesList[i].Label.FontStyle.FontSize = 9
 	}
 	opt.Padding = charts.NewBoxEqual(16)
-	return p.LineChart(opt)
+	return p.BarChart(opt)
 }
