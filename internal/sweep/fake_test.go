@@ -46,6 +46,7 @@ type world struct {
 	publishFail, readFail error
 	stopFail              func(store.Stop) error
 	unsettled, behind     map[string]bool
+	movesWhenAsked        bool // a hand-over begins when an owner is asked
 	owned                 map[shard.ID]bool
 	// askedSince is what the owners were last asked about, by cluster.
 	askedSince map[string]time.Time
@@ -375,6 +376,7 @@ func (w *world) CaughtUp(_ context.Context, cluster string, since time.Time) (bo
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.askedSince[cluster] = since
+	w.unsettled[cluster] = w.unsettled[cluster] || w.movesWhenAsked
 	return !w.behind[cluster], nil
 }
 

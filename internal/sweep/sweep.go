@@ -82,7 +82,8 @@ type Owners interface {
 	// instances, so that the same status heard again is written again.
 	Forget(ctx context.Context, cluster string, ids []status.InstanceID) error
 	// Owned says whether the shard has, or is about to have, an owner, who
-	// will publish what its outbox holds.
+	// will publish what its outbox holds. The zero ID, which stands for the
+	// leader, has none.
 	Owned(id shard.ID) bool
 }
 

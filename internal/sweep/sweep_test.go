@@ -222,6 +222,18 @@ func TestAHandOverThatBeginsDuringALook(t *testing.T) {
 	})
 }
 
+// One that begins when the old owner has just said that all is written.
+func TestAHandOverThatBeginsLast(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.insert("eu", 2*time.Hour, row(1, 5, status.PhaseRunning), row(2, 5, store.PhasePreparing))
+		w.cluster("eu")
+		w.movesWhenAsked = true
+	}, func(w *world, _ *Sweeper, _ *prometheus.Registry) {
+		time.Sleep(begun + 13*time.Second)
+		w.wantStopped("moving")
+	})
+}
+
 func TestAClusterThatCannotBeReached(t *testing.T) {
 	for name, fault := range map[string]func(*fakeCluster){
 		"an error": func(c *fakeCluster) { c.fail = errAway },

@@ -276,15 +276,13 @@ func (t *term) read(ctx context.Context, region string, scope store.Scope) (rows
 // ready says whether rows of a cluster may be stopped that were read before
 // heard: nobody holds anything newer of them that was heard by then.
 func (t *term) ready(ctx context.Context, cluster string, heard time.Time) (bool, error) {
-	if !t.cfg.Owners.Settled(cluster) {
-		return false, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Timing.Attempt)
 	defer cancel()
 	caughtUp, err := t.cfg.Owners.CaughtUp(ctx, cluster, heard)
 	if err != nil {
 		return false, fmt.Errorf("ask whether all is written that was heard of cluster %s: %w", cluster, err)
 	}
-	// A hand-over may have begun meanwhile; its new owner was not asked.
+	// A hand-over may have begun since the round did; its new owner was not
+	// asked.
 	return caughtUp && t.cfg.Owners.Settled(cluster), nil
 }
