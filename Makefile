@@ -66,9 +66,9 @@ verify: generate ## Prove that generated code and go.mod are what is checked in
 	go mod verify
 
 .PHONY: bench
-bench: ## Measure against the raw limits of this machine
+bench: build ## Measure against the raw limits of this machine (BENCHFLAGS, as in --quick --only=P1,P3)
 	scripts/setup.sh
-	go run ./cmd/loadtest bench
+	bin/loadtest bench $(BENCHFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Fuzz every target for FUZZTIME (default 10s)
