@@ -17,7 +17,7 @@ import (
 func call(t *testing.T, env map[string]string, args ...string) (code int, out, errOut string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	code = run(t.Context(), args, streams{out: &stdout, err: &stderr}, func(name string) (string, bool) {
+	code = run(t.Context(), append([]string{}, args...), streams{out: &stdout, err: &stderr}, func(name string) (string, bool) {
 		v, ok := env[name]
 		return v, ok
 	})

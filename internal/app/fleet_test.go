@@ -138,7 +138,15 @@ func TestClustersComeGoAndChange(t *testing.T) {
 	}
 	w.settle(true)
 
-	// What is heard of a cluster is written before it is left.
+	// What is heard of a cluster is written before it is left. The last
+	// snapshot is over, and does not change the counts.
+	if err := w.clusters[goes].Await(w.ctx, func(s sim.Stats) bool { return s.Snapshots >= 2 }); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the snapshot is done with", func() bool {
+		f := s.families()
+		return sum(f["trestle_upstream_snapshots_total"], "workspace_cluster="+clusterName(goes)) >= 2
+	})
 	unlock := w.lock(goes) // the instance of this number is one of the cluster
 	started := s.metric(startedTotal, "workspace_cluster="+clusterName(goes))
 	send(goes, every)
