@@ -101,6 +101,7 @@ func (p *program) serve() *cobra.Command {
 		// The driver has one logger for the whole process, so this is not for
 		// app.Run, which may run more than once in one.
 		publish.LogDriver(p.log.With("component", "redis"))
+		defer relaxCollector()()
 		version, revision := build()
 		return profiles.around(func() error {
 			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log})
