@@ -56,7 +56,9 @@ func TestMemoryIsFlat(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What is remembered of instances is bounded by this, and full early on.
-	p := w.serve("--pipeline.dedupEntries", "8192")
+	// Garbage is collected at twice what is in use, which is how we see how
+	// much that is.
+	p := beginWith(t, []string{"GOGC=100"}, w.serving("--pipeline.dedupEntries", "8192")...)
 	if err := cluster.AwaitSubscribers(w.ctx, 1); err != nil {
 		t.Fatal(err)
 	}

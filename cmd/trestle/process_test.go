@@ -68,13 +68,19 @@ func (p *process) Write(b []byte) (int, error) {
 // ends, if it has not ended by then.
 func begin(t *testing.T, args ...string) *process {
 	t.Helper()
+	return beginWith(t, nil, args...)
+}
+
+// beginWith is begin with more in the environment.
+func beginWith(t *testing.T, env []string, args ...string) *process {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &process{t: t, ended: make(chan struct{}), more: make(chan struct{})}
 	p.cmd = exec.Command(self, args...)
-	p.cmd.Env = append(os.Environ(), asProgram+"=yes")
+	p.cmd.Env = append(append(os.Environ(), asProgram+"=yes"), env...)
 	p.cmd.Stderr = p
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -239,13 +245,19 @@ func newWorld(t *testing.T) *world {
 // serve starts the service.
 func (w *world) serve(args ...string) *process {
 	w.t.Helper()
+	return begin(w.t, w.serving(args...)...)
+}
+
+// serving are the arguments of serve.
+func (w *world) serving(more ...string) []string {
+	w.t.Helper()
 	u, err := url.Parse(w.url)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	u.Host = w.postgres.Addr()
-	return begin(w.t, append([]string{"serve", "--postgres.url", u.String(), "--redis.url", "redis://" + w.redis.Addr(),
-		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, args...)...)
+	return append([]string{"serve", "--postgres.url", u.String(), "--redis.url", "redis://" + w.redis.Addr(),
+		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, more...)
 }
 
 // register puts the clusters of a load test into the registry.
