@@ -156,9 +156,12 @@ func (s *script) step() {
 			s.tell("%s leaves", n.inc)
 			s.tell("%s has left: %v", n.inc, n.leave(time.Duration(1+s.pick.IntN(20))*time.Second))
 		}
-	case 5, 6:
+	case 5:
 		s.tell("pause %s", n.inc)
 		n.pause()
+	case 6:
+		s.tell("pause %s in its next write", n.inc)
+		n.trap()
 	case 7, 8:
 		s.tell("resume %s", n.inc)
 		n.resume()
@@ -244,11 +247,16 @@ func (s *script) command(n *node) {
 	c.Reason, c.Author = "simulation", "tester"
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	go func() { // a paused replica does not return in time
+	// The script itself must not be what waits for a paused replica.
+	via := s.w.anyRunning(n)
+	via.mu.Lock()
+	via.trapped = false
+	via.mu.Unlock()
+	go func() {
 		<-ctx.Done()
-		n.resume()
+		via.resume()
 	}()
-	s.tell("%s %s%s%s %d: %v", c.Kind, c.Shard, c.Cluster, c.Replica, c.Slices, s.w.anyRunning(n).c.Do(ctx, c))
+	s.tell("%s %s%s%s %d: %v", c.Kind, c.Shard, c.Cluster, c.Replica, c.Slices, via.c.Do(ctx, c))
 }
 
 // anyRunning is the given replica or, if it is paused, another that is not.

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -53,6 +54,7 @@ func newWorld(t *testing.T, seed uint64, clusters int) *world {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	w.db = &database{w: w, fences: make(map[shard.ID]shard.Fence), cuts: make(map[string]Known), last: make(map[shard.ID]written), at: make(map[string]time.Time)}
+	w.store.Observe(w.check)
 	for i := range clusters {
 		w.clusters[fmt.Sprintf("c%02d", i)] = true
 	}
@@ -75,6 +77,35 @@ func (w *world) names() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Sorted(maps.Keys(w.clusters))
+}
+
+// check holds that only who leads writes what is the leader's, and that no epoch
+// goes back or changes hands.
+func (w *world) check(who kvtest.Faults, stored map[string]kv.Item, ops []kv.Op) {
+	n, ours := who.(*node)
+	if !ours {
+		return // a test of its own accord
+	}
+	for _, op := range ops {
+		kind, _, _ := strings.Cut(strings.TrimPrefix(op.Key, "/trestle/"), "/")
+		if !slices.Contains([]string{"shards", "clusters", "roster", "fleet", "drains"}, kind) {
+			continue
+		}
+		if leader := string(stored["/trestle/leader"].Value); !strings.Contains(leader, `"`+n.inc+`"`) {
+			w.fault("%s writes %s, and the leader is %s", n.inc, op.Key, leader)
+		}
+		before, exists := stored[op.Key]
+		if kind != "shards" || op.Delete || !exists {
+			continue
+		}
+		var old, next shard.Record
+		if json.Unmarshal(before.Value, &old) != nil || json.Unmarshal(op.Value, &next) != nil {
+			continue
+		}
+		if next.Epoch < old.Epoch || next.Epoch == old.Epoch && next.Owner != old.Owner && old.Owner != "" && next.Owner != "" {
+			w.fault("%s: from %+v to %+v", op.Key, old, next)
+		}
+	}
 }
 
 // database has the fences, and an oracle that does not believe in them.
@@ -179,6 +210,7 @@ type node struct {
 	paused  chan struct{} // closed when it goes on; nil while it runs
 	cut     chan struct{} // the same for the way to the store
 	lossy   int           // of a hundred calls to the store, how many are lost
+	trapped bool          // the next write pauses the replica, and arrives when it goes on
 	sick    bool
 	workers map[shard.ID]*writer
 	// unready makes Own begin as if nothing had been prepared.
@@ -299,9 +331,16 @@ func (n *node) pause() {
 	}
 }
 
+func (n *node) trap() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.trapped = true
+}
+
 func (n *node) resume() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.trapped = false
 	if n.paused != nil {
 		close(n.paused)
 		n.paused = nil
@@ -323,7 +362,7 @@ func (n *node) heal() {
 		close(n.cut)
 		n.cut = nil
 	}
-	n.lossy, n.sick = 0, false
+	n.lossy, n.sick, n.trapped = 0, false, false
 }
 
 // pass stands for all that a paused process cannot do: it holds whoever passes,
@@ -347,7 +386,15 @@ func (n *node) network(ctx context.Context, what string) error {
 	n.pass()
 	n.mu.Lock()
 	cut, lossy := n.cut, n.lossy
+	trapped := n.trapped && what == "txn" && n.paused == nil
+	if trapped {
+		n.trapped, n.paused = false, make(chan struct{})
+	}
 	n.mu.Unlock()
+	if trapped {
+		n.pass()
+		return nil
+	}
 	if cut != nil {
 		select {
 		case <-cut:

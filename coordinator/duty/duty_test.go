@@ -200,6 +200,18 @@ func TestBehindAndFenced(t *testing.T) {
 	})
 }
 
+// It is refused before Own has returned.
+func TestFencedWhileOwning(t *testing.T) {
+	play(t, func(s *stage, d *Duties, assign func(shard.Record), expect func(...string), said func(table.Answer)) {
+		assign(shard.Record{Epoch: 2, Owner: "me", Phase: shard.PhaseRaise})
+		expect("raise")
+		s.stored = shard.Fence{Shard: shard.Whole("c"), Epoch: 3, Owner: "x"}
+		s.signals <- Signal{Shard: shard.Whole("c"), Fenced: true, Epoch: 2}
+		expect("own", "raise")
+		said(table.Answer{Kind: table.Behind, Epoch: 3, Holder: "x"})
+	})
+}
+
 func TestActionsAreRepeated(t *testing.T) {
 	play(t, func(s *stage, d *Duties, assign func(shard.Record), expect func(...string), said func(table.Answer)) {
 		s.fails["own"] = errors.New("not yet")

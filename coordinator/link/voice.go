@@ -68,25 +68,12 @@ func (s *voice) hush() {
 	s.silent = true
 }
 
-// said is our last write of a key.
-type said struct {
-	at     int64
-	unsaid bool
-}
-
 func (s *voice) run(ctx context.Context) error {
-	pending := make(map[string]said)
+	// pending is the revision of our last write of a key.
+	pending := make(map[string]int64)
 	for ctx.Err() == nil {
 		lease, _ := s.l.lease.current()
-		ops, doubtful := s.difference(lease, pending)
-		if doubtful {
-			// The store says that it has passed our write, and does not show it.
-			clear(pending)
-			if err := s.l.mirror.refreshed(ctx); err != nil {
-				wait(ctx, jitter(200*time.Millisecond), nil)
-			}
-			continue
-		}
+		ops := s.difference(lease, pending)
 		if len(ops) == 0 {
 			wait(ctx, time.Second, s.wake)
 			continue
@@ -97,7 +84,7 @@ func (s *voice) run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			for _, op := range ops {
-				pending[op.Key] = said{at: result.Revision, unsaid: op.Delete}
+				pending[op.Key] = result.Revision
 			}
 		case errors.Is(err, kv.ErrNoLease):
 			s.l.lease.gone(lease)
@@ -112,19 +99,19 @@ func (s *voice) run(ctx context.Context) error {
 // difference is what is to be written, in the order of keys: answers come before
 // the member that they are of, so that whoever sees it come back knows at once
 // what it holds.
-func (s *voice) difference(lease kv.LeaseID, pending map[string]said) (ops []kv.Op, doubtful bool) {
+func (s *voice) difference(lease kv.LeaseID, pending map[string]int64) (ops []kv.Op) {
 	s.mu.Lock()
 	says, silent := maps.Clone(s.says), s.silent
 	s.mu.Unlock()
 	if lease == 0 || silent {
-		return nil, false
+		return nil
 	}
 	s.l.mirror.look(func(v *table.View) {
 		if v.Revision == 0 {
 			return
 		}
 		for key := range v.Mine {
-			if _, said := says[key]; !said && pending[key].at <= v.Revision {
+			if _, said := says[key]; !said && pending[key] <= v.Revision {
 				ops = append(ops, kv.Delete(key))
 			}
 		}
@@ -134,16 +121,12 @@ func (s *voice) difference(lease kv.LeaseID, pending map[string]said) (ops []kv.
 				delete(pending, key)
 				continue
 			}
-			last := pending[key]
-			if last.at > v.Revision {
+			if pending[key] > v.Revision {
 				continue // on its way
-			}
-			if last.at != 0 && !last.unsaid && (!shown || stored.Mod < last.at) {
-				doubtful = true
 			}
 			ops = append(ops, kv.Put(key, []byte(value), lease))
 		}
 	})
 	slices.SortFunc(ops, func(a, b kv.Op) int { return strings.Compare(a.Key, b.Key) })
-	return ops[:min(len(ops), kv.MaxOps)], doubtful
+	return ops[:min(len(ops), kv.MaxOps)]
 }

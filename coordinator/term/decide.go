@@ -212,13 +212,15 @@ func (b *batch) adopt(cluster string, k duty.Known) bool {
 	if k.Generation <= stored.Value.Generation || b.adopted[cluster] {
 		return b.adopted[cluster]
 	}
+	key := b.t.cfg.Layout.Cluster(cluster)
+	if slices.ContainsFunc(b.changes, func(c change) bool { return c.op.Key == key }) {
+		return true // after what was decided for it in this pass
+	}
 	b.t.cfg.Logger.Warn("the table is older than the database, which has a cluster cut otherwise", "cluster", cluster, "slices", k.Slices, "generation", k.Generation)
 	b.adopted[cluster] = true
 	value := stored.Value
 	value.Reslice, value.Slices, value.Generation = nil, k.Slices, k.Generation
-	key := b.t.cfg.Layout.Cluster(cluster)
-	b.replace(key)
-	b.put(rankCommand, key, stored.Mod, value)
+	b.put(rankFleet, key, stored.Mod, value)
 	b.t.planDue = true
 	for _, id := range shard.Slices(cluster, k.Slices) {
 		if h, exists := b.handover(id); exists && h.Record.Generation < k.Generation {
@@ -267,7 +269,7 @@ func (b *batch) reslice(cluster string, stored table.Entry[table.Cluster]) {
 	}
 	open := false
 	for _, id := range out.Create {
-		if _, exists := b.handover(id); exists || len(b.drafts) > partSize {
+		if _, exists := b.handover(id); exists {
 			continue
 		}
 		open = true

@@ -32,8 +32,8 @@ type Fake struct {
 	// changed is closed and replaced at every change, and when the server goes
 	// away or is wiped.
 	changed chan struct{}
-	// lives counts wipes; a watch of another life ends.
-	lives int
+	// oracle is told of each write before it is carried out.
+	oracle func(who Faults, stored map[string]kv.Item, ops []kv.Op)
 }
 
 type fakeLease struct {
@@ -55,6 +55,14 @@ func New() *Fake {
 func (f *Fake) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
+}
+
+// Observe has an oracle told of each write of a client before it is carried out;
+// it must not keep what it is given.
+func (f *Fake) Observe(oracle func(who Faults, stored map[string]kv.Item, ops []kv.Op)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.oracle = oracle
 }
 
 // Stop makes the server unreachable. Leases expire no sooner than a whole time
@@ -118,7 +126,6 @@ func (f *Fake) Restore(s Snapshot) {
 	for id, ttl := range s.leases {
 		f.begin(id, ttl)
 	}
-	f.lives++
 	f.wake()
 }
 
@@ -240,9 +247,8 @@ func (c *client) call(ctx context.Context, what string, do func(f *Fake) error) 
 			return err
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
+	// A request that was sent is carried out, however late it comes and whoever
+	// still waits for the answer.
 	c.f.mu.Lock()
 	err := ErrAway
 	if !c.f.down {
@@ -292,6 +298,9 @@ func (c *client) Txn(ctx context.Context, guards []kv.Guard, ops []kv.Op) (kv.Re
 				if _, lives := f.leases[op.Lease]; op.Lease != 0 && !lives {
 					return kv.ErrNoLease
 				}
+			}
+			if f.oracle != nil {
+				f.oracle(c.faults, f.items, ops)
 			}
 			f.apply(ops)
 		}
