@@ -22,9 +22,10 @@ import (
 // attemptTimeout bounds a call to a database that may have gone silent.
 const attemptTimeout = 20 * time.Second
 
-// leavePause is the time between two attempts to write what a cluster that is
-// left has said, after one that failed for another reason than an outage.
-const leavePause = 2 * time.Second
+// retryPause is the time between two attempts to take a cluster over, or to
+// write what one that is left has said, after one that failed for another
+// reason than an outage.
+const retryPause = 2 * time.Second
 
 type fleetConfig struct {
 	Config   config.Config
@@ -202,7 +203,7 @@ func (f *fleet) leave(ctx context.Context, m *member) {
 	for {
 		err := m.intake.Drain(ctx)
 		if err != nil && !m.owned && ctx.Err() == nil {
-			// It was left before it had been taken over.
+			// It is left, and could not be taken over so far.
 			if err = f.takeOver(ctx, m); err == nil {
 				m.owned = true
 				err = m.intake.Drain(ctx)
@@ -216,7 +217,7 @@ func (f *fleet) leave(ctx context.Context, m *member) {
 		}
 		m.log.Error("a cluster cannot be left yet: what it has said is not written", "error", err)
 		select {
-		case <-time.After(leavePause*3/4 + rand.N(leavePause/2)):
+		case <-time.After(retryPause*3/4 + rand.N(retryPause/2)):
 		case <-ctx.Done():
 			return
 		}
@@ -304,7 +305,7 @@ func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, e
 	go func() {
 		defer close(m.heard)
 		var parts sync.WaitGroup
-		parts.Go(func() { f.own(hearing, m) })
+		parts.Go(func() { f.own(ctx, hearing, m) })
 		if err := client.Run(hearing); err != nil && hearing.Err() == nil {
 			log.Error("the cluster is heard no more", "error", err)
 		}
@@ -313,21 +314,34 @@ func (f *fleet) start(ctx context.Context, cluster upstream.Cluster) (*member, e
 	return m, nil
 }
 
-// own raises the shard's fence and begins to write; afterwards it leaves the
-// cluster if another replica raises the fence.
-func (f *fleet) own(ctx context.Context, m *member) {
-	if err := f.takeOver(ctx, m); err != nil {
-		if ctx.Err() == nil {
-			m.log.Error("the cluster cannot be taken over", "error", err)
+// own takes the cluster over and begins to write; afterwards it leaves the
+// cluster if another replica takes it over. It returns when hearing ends.
+//
+// An attempt that is under way is ended by ctx alone: a fence whose raising was
+// broken off may be raised all the same, later than that of the next member,
+// which would take itself for replaced.
+func (f *fleet) own(ctx, hearing context.Context, m *member) {
+	for {
+		err := f.takeOver(ctx, m)
+		if err == nil {
+			break
 		}
-		return
+		if ctx.Err() != nil {
+			return
+		}
+		m.log.Error("the cluster cannot be taken over; it is tried again", "error", err)
+		select {
+		case <-time.After(retryPause*3/4 + rand.N(retryPause/2)):
+		case <-hearing.Done():
+			return
+		}
 	}
 	m.owned = true
 	select {
 	case <-m.intake.Fenced():
 		m.log.Error("another replica has taken the cluster over; this one leaves it")
 		m.cancel()
-	case <-ctx.Done():
+	case <-hearing.Done():
 	}
 }
 
