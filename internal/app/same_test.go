@@ -87,7 +87,7 @@ func (s shape) String() string {
 // playShape plays the same scripts whatever the shape, and gives the tables.
 func playShape(t *testing.T, at shape) string {
 	const seed = 7_000_000
-	w := newWorld(t, plan{clusters: 2, instances: 150, odd: 0.7, seed: seed})
+	w := newWorld(t, plan{clusters: 2, instances: 90, odd: 0.8, seed: seed})
 	change := func(c *config.Config) { c.Pipeline.Lanes, c.Pipeline.BatchLimit = at.lanes, at.batch }
 	s := w.serve(change)
 	w.heard(1)
