@@ -89,7 +89,7 @@ func (p *Process) signal(s syscall.Signal) error {
 // before, or that ends in another way than asked, is an error with the end of
 // its log, which logPath names.
 func (p *Process) Stop(ctx context.Context, ask syscall.Signal, logPath string) error {
-	before := p.Ended()
+	before := p.Ended() || hasEnded(p.PID)
 	if err := p.signal(ask); err != nil {
 		return err
 	}

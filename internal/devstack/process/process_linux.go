@@ -69,6 +69,13 @@ func (s procStat) gone() bool {
 	return err != nil || now.born != s.born || now.state == 'Z' || now.state == 'X'
 }
 
+// hasEnded tells whether a child of ours has ended, also if that was not
+// noticed yet.
+func hasEnded(child int) bool {
+	now, err := readStat(child)
+	return err != nil || now.state == 'Z' || now.state == 'X'
+}
+
 // processTree returns root and all its descendants, root first. Processes that
 // end meanwhile are left out.
 func processTree(root int) ([]procStat, error) {
