@@ -27,7 +27,7 @@ func TestSimulation(t *testing.T) {
 		simulate(t, *oneSeed)
 		return
 	}
-	seeds := uint64(60)
+	seeds := uint64(20) // more of them: TestSoak
 	if testing.Short() {
 		seeds = 15
 	}
