@@ -365,6 +365,66 @@ func TestLateWriteOfAFormerLeader(t *testing.T) {
 	})
 }
 
+// command writes a command as another replica would.
+func (w *world) command(kind table.CommandKind, c Command) {
+	w.t.Helper()
+	c.Kind, c.Reason, c.Author = kind, "a test", "tester"
+	op := kv.Put(fmt.Sprintf("/trestle/commands/%d", w.random(1<<30)), table.Encode(c), 0)
+	if _, err := w.store.Client(nil).Txn(w.t.Context(), nil, []kv.Op{op}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// Here it arrives when nobody leads yet: what keeps it out is the leader's key
+// alone. The oracle watches.
+func TestLateWriteWithoutLeader(t *testing.T) {
+	in(t, 3, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		former := w.leader()
+		former.trap()
+		w.command(CommandFreeze, Command{})
+		time.Sleep(100 * time.Millisecond)
+		for _, n := range w.nodes {
+			n.pause()
+		}
+		w.store.Expire(nil)
+		time.Sleep(10 * time.Millisecond)
+		former.resume()
+		time.Sleep(time.Second)
+		for _, n := range w.nodes {
+			n.resume()
+		}
+		time.Sleep(w.lease)
+		w.calm(100 * time.Millisecond)
+	})
+}
+
+// While a write of the leader is under way, somebody else changes the same key.
+func TestWriteOverAnotherChange(t *testing.T) {
+	in(t, 3, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		leader := w.leader()
+		leader.trap()
+		w.command(CommandPin, Command{Shard: "c00", Replica: "nobody"})
+		time.Sleep(100 * time.Millisecond)
+		client := w.store.Client(nil)
+		items, _, err := client.List(t.Context(), "/trestle/shards/c00")
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed := strings.Replace(string(items[0].Value), "{", `{"changed":true,`, 1)
+		if _, err := client.Txn(t.Context(), nil, []kv.Op{kv.Put("/trestle/shards/c00", []byte(changed), 0)}); err != nil {
+			t.Fatal(err)
+		}
+		leader.resume()
+		time.Sleep(3 * time.Second)
+		items, _, err = client.List(t.Context(), "/trestle/shards/c00")
+		if err != nil || !strings.Contains(string(items[0].Value), `"changed":true`) || !strings.Contains(string(items[0].Value), "nobody") {
+			t.Errorf("%s, %v", items[0].Value, err)
+		}
+	})
+}
+
 // The store is replaced by an old copy and goes on from there; who read the
 // other history must not mix the two.
 func TestHistoriesAreNotMixed(t *testing.T) {

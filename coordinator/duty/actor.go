@@ -240,6 +240,10 @@ func (a *actor) own(ctx context.Context, fence shard.Fence) error {
 		}
 		return nil
 	}
+	// The database has just granted it, so what it refused before is past.
+	a.d.mu.Lock()
+	a.refused = 0
+	a.d.mu.Unlock()
 	if err := a.d.cfg.Worker.Own(ctx, fence); err != nil {
 		return err
 	}

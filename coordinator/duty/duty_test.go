@@ -207,6 +207,7 @@ func TestFencedWhileOwning(t *testing.T) {
 		expect("raise")
 		s.stored = shard.Fence{Shard: shard.Whole("c"), Epoch: 3, Owner: "x"}
 		s.signals <- Signal{Shard: shard.Whole("c"), Fenced: true, Epoch: 2}
+		synctest.Wait()
 		expect("own", "raise")
 		said(table.Answer{Kind: table.Behind, Epoch: 3, Holder: "x"})
 	})
