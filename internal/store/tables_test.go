@@ -304,7 +304,11 @@ func TestClusters(t *testing.T) {
 		t.Errorf("%+v", tls)
 	}
 	b.exec(`UPDATE workspace_cluster SET tls = '{"key": {"private": "a2V5"}}' WHERE name = 'b'`)
-	if _, err := b.Clusters(context.Background()); err == nil || strings.Contains(err.Error(), "a2V5") {
-		t.Error(err)
+	clusters, err = b.Clusters(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if broken := clusters[1].Broken; broken == nil || strings.Contains(broken.Error(), "a2V5") {
+		t.Error(broken)
 	}
 }
