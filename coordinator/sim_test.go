@@ -112,6 +112,10 @@ func (s *script) run() {
 	}
 	w.do(Command{Kind: CommandUnfreeze})
 	w.do(Command{Kind: CommandBrakeRelease})
+	// An operator may have drained all that are left.
+	for _, n := range w.nodes {
+		w.do(Command{Kind: CommandUndrain, Replica: n.name})
+	}
 	// Those that were killed a moment ago still have their leases.
 	time.Sleep(w.lease + time.Second)
 	if st, _ := w.nodes[0].c.State(); st.Brake.Holds() {
