@@ -99,8 +99,8 @@ type bench struct {
 	unsound   []error
 	databases int
 	// limits that several figures need, measured once; 0: not yet.
-	rawStream, fullDecode float64
-	stormRate             float64
+	rawStream float64
+	stormRate float64
 }
 
 // Run measures, prints the table and writes the results. A target that is
