@@ -44,7 +44,7 @@ func TestLargeSnapshot(t *testing.T) {
 	if testing.Short() {
 		instances = 5_000
 	}
-	w := newWorld(t, plan{seed: 1_000_001})
+	w := newWorld(t, plan{seed: 1_000_001, patience: 3 * patience})
 	if _, err := w.db.CopyFrom(w.ctx, pgx.Identifier{"workspace_instance"}, []string{"id", "workspace_id", "region"},
 		pgx.CopyFromSlice(instances, func(n int) ([]any, error) { return []any{[16]byte(numbered(n)), "workspace", clusterName(0)}, nil })); err != nil {
 		t.Fatal(err)

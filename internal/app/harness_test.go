@@ -116,6 +116,8 @@ type plan struct {
 	sim func(number int, c *sim.Config)
 	// unregistered leaves the clusters out of the registry.
 	unregistered bool
+	// patience, if set, is for tests that have more to do than others.
+	patience time.Duration
 	// postgres is a server of the test's own, for crashes.
 	postgres *devstack.Postgres
 	// seed, if set, gives two worlds the same instances, and this one a Redis
@@ -155,7 +157,7 @@ func newWorld(t *testing.T, p plan) *world {
 	if p.clusters == 0 {
 		p.clusters = 1
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), max(patience, p.patience))
 	w := &world{t: t, ctx: ctx, plan: p, seed: p.seed, next: make([]int, p.instances)}
 	if w.seed == 0 {
 		w.seed = uint64(servers.seeds.Add(1))

@@ -58,7 +58,7 @@ func doubled(first float64, n int) (buckets []float64) {
 // and say what happened.
 func TestMetricsOfTheContract(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, plan{clusters: 2, instances: 240, odd: 0.8})
+	w := newWorld(t, plan{clusters: 2, instances: 240, odd: 0.8, seed: 1_000_003})
 	w.exec(`UPDATE workspace_cluster SET score = 70, state = 'cordoned' WHERE name = $1`, clusterName(1))
 	s := w.serve()
 	w.heard(2) // no more of them changes the counts
@@ -258,12 +258,18 @@ func TestNoSecretsInTheLog(t *testing.T) {
 	}
 	w.sendAll(3)
 	const highest = 1 << 62
-	w.say(0, w.status(0, highest, says("poison")))
-	w.say(1, w.status(1, highest, says("told")))
-	w.say(2, w.status(2, highest, func(s *wsman.WorkspaceStatus) { says("invalid")(s); s.Conditions = nil }))
-	w.mumble(2, sim.NewMessage([]byte("\x0a\x64"+token)))
-	unlock := w.lock(3)
-	w.say(3, w.status(3, highest, says("late")))
+	var known []int // those that have a row which is their cluster's
+	for n := range w.plan.instances {
+		if w.subject(n).Script.Role == script.Known {
+			known = append(known, n)
+		}
+	}
+	w.say(known[0], w.status(known[0], highest, says("poison")))
+	w.say(known[1], w.status(known[1], highest, says("told")))
+	w.say(known[2], w.status(known[2], highest, func(s *wsman.WorkspaceStatus) { says("invalid")(s); s.Conditions = nil }))
+	w.mumble(known[2], sim.NewMessage([]byte("\x0a\x64"+token)))
+	unlock := w.lock(known[3])
+	w.say(known[3], w.status(known[3], highest, says("late")))
 	w.until("an attempt has failed", func() bool { return s.metric(failedAttempts) > 0 })
 	unlock()
 	w.until("two are in quarantine", func() bool { return ask[int](w, `SELECT count(*) FROM trestle_quarantine`) == 2 })
