@@ -29,7 +29,8 @@ func Until(ctx context.Context, at time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if wait := time.Until(at); wait > 0 {
+	// Signals, of which the Go runtime sends itself many, end a sleep early.
+	for wait := time.Until(at); wait > 0; wait = time.Until(at) {
 		sleep(wait)
 	}
 	return nil

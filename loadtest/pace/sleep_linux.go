@@ -6,8 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sleep is the kernel's own. A signal may end it early: whoever paces looks at
-// the clock anyway.
+// sleep is the kernel's own. A signal may end it early.
 func sleep(d time.Duration) {
 	t := unix.NsecToTimespec(d.Nanoseconds())
 	_ = unix.Nanosleep(&t, nil)
