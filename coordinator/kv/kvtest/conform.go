@@ -278,7 +278,13 @@ func conformCompacted(t *testing.T, s Server, p string) {
 
 func conformWatchEnds(t *testing.T, s Server, p string) {
 	ctx, cancel := context.WithCancel(t.Context())
-	changes := s.Store.Watch(ctx, p, 0)
+	defer cancel()
+	// From now on: what was before may have been compacted.
+	_, revision, err := s.Store.List(ctx, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := s.Store.Watch(ctx, p, revision+1)
 	cancel()
 	for batch := range changes {
 		if batch.Err != nil {
