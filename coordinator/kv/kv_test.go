@@ -1,7 +1,7 @@
 package kv_test
 
 import (
-	"fmt"
+	"crypto/rand"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,9 +26,7 @@ func TestEtcd(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	n := 0
 	kvtest.Conform(t, func(t *testing.T) (kvtest.Server, string) {
-		n++
 		return kvtest.Server{
 			Store: kv.Etcd(client),
 			Compact: func(t *testing.T) {
@@ -40,7 +38,7 @@ func TestEtcd(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-		}, fmt.Sprintf("/kv/%d/", n)
+		}, "/kv/" + rand.Text() + "/"
 	})
 }
 
