@@ -167,6 +167,7 @@ func (b *bench) write(m *machine) error {
 	return errors.Join(
 		report.WriteJSON(at("bench.json"), b.figures),
 		report.WriteJSON(at("machine.json"), m),
+		report.Markdown(at("bench.md"), fmt.Sprintf("%s, %s.", m.At.Format("2006-01-02"), m), b.figures),
 		report.Picture(at("bench.png"), m.String(), b.figures, b.latencies),
 	)
 }

@@ -34,6 +34,9 @@ type machine struct {
 
 func (m *machine) String() string {
 	s := fmt.Sprintf("%d cores (%s), %s, %s, %s; %.1f%% stolen", m.Cores, m.CPU, m.Go, m.Postgres, m.Redis, 100*m.Stolen)
+	if busy := m.LoadBefore / float64(m.Cores); busy > 0.5 {
+		s += fmt.Sprintf("; others were at work (load %.1f)", m.LoadBefore)
+	}
 	if m.Quick {
 		s += "; a quick run: the figures are rough"
 	}

@@ -79,6 +79,22 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestMarkdown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "bench.md")
+	if err := Markdown(path, "a machine", sample()); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"a machine", "| P1 |", "38,123", "MISSED"} {
+		if !strings.Contains(string(content), want) {
+			t.Errorf("it does not say %q:\n%s", want, content)
+		}
+	}
+}
+
 func TestPicture(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bench.png")
 	latencies := []Latencies{
