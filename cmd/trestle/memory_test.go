@@ -63,15 +63,21 @@ func TestMemoryIsFlat(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// live is what was in use after the last collection, in bytes: the next
-	// one comes when that has doubled. The least of some, since what happens
-	// to be on its way counts as well.
-	var live float64
-	look := func() {
-		now := gauge(p.families()["go_memstats_next_gc_bytes"]) / 2
-		if live == 0 || now < live {
-			live = now
+	// live is what was in use, in bytes, at a collection that began after all
+	// so far had been processed; the next one comes when that has doubled.
+	// Asking for the metrics makes enough garbage for one to come soon.
+	live := func() float64 {
+		collections := func(f map[string]*dto.MetricFamily) (n uint64) {
+			for _, m := range f["go_gc_duration_seconds"].GetMetric() {
+				n += m.GetSummary().GetSampleCount()
+			}
+			return n
 		}
+		now := p.families()
+		for before := collections(now); collections(now) < before+2; {
+			now = p.families()
+		}
+		return gauge(now["go_memstats_next_gc_bytes"]) / 2
 	}
 	at := make(map[int]float64)
 	words := library.Short[0].Steps[2] // STOPPED
@@ -91,12 +97,10 @@ func TestMemoryIsFlat(t *testing.T) {
 			// As many as are live at once: the service hears faster than it
 			// writes.
 			w.until("most are processed", func() bool { return p.completed() >= float64(sent-10_000) })
-			look()
 		}
 		if sent == early || sent == instances {
 			w.until("all so far are processed", func() bool { return p.completed() >= float64(sent) })
-			look()
-			at[sent], live = live, 0
+			at[sent] = live()
 		}
 	}
 	t.Logf("%.1f MB in use after %d instances, %.1f MB after %d", at[early]/1e6, early, at[instances]/1e6, instances)
