@@ -275,7 +275,9 @@ func (w *world) play(cfg loadtest.Config, story func(*loadtest.Test)) {
 	w.t.Helper()
 	cfg.Postgres, cfg.Redis, cfg.Installation = w.url, w.stack.Redis.URL(), "local"
 	cfg.NeverDrop, cfg.Sample = true, true
-	cfg.Settle, cfg.Silence, cfg.Ready = patience, 2*time.Second, patience
+	// A process that begins again publishes what it finds in the outbox long
+	// before it has heard the clusters: silence says nothing here.
+	cfg.Settle, cfg.Silence, cfg.Ready = patience, patience, patience
 	if cfg.Register == nil {
 		cfg.Register = w.register
 	}
