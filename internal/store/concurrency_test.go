@@ -94,7 +94,7 @@ func TestRaiseWaitsForAWriter(t *testing.T) {
 	b.waitBlocked()
 	raised := make(chan shard.Fence, 1) // the test may have failed before it reads
 	go func() {
-		fence, err := b.Raise(context.Background(), shard.Whole(cluster), "other", 0)
+		fence, err := b.Raise(context.Background(), b.above("other"))
 		if err != nil {
 			t.Error(err)
 		}
@@ -162,24 +162,18 @@ func TestRaiseIsNotStarved(t *testing.T) {
 			}
 		})
 	}
-	if _, err := b.Raise(ctx, shard.Whole(cluster), "other", 0); err != nil {
+	if _, err := b.Raise(ctx, b.above("other")); err != nil {
 		t.Error(err)
 	}
 	wait.Wait() // all of them refused
 }
 
-func TestEpochs(t *testing.T) {
-	b := newBench(t)
-	id := shard.Slice("eu#2", 1, 4)
-	for _, test := range []struct{ above, want shard.Epoch }{{0, 1}, {0, 2}, {10, 11}, {5, 12}} {
-		fence, err := b.Raise(t.Context(), id, owner, test.above)
-		if err != nil || fence.Epoch != test.want || fence.Shard != id || fence.Owner != owner {
-			t.Fatalf("%+v, %v, want epoch %d", fence, err, test.want)
-		}
-	}
-	if _, err := b.Raise(t.Context(), shard.ID{}, owner, 0); err == nil {
-		t.Error("a shard without a name has an epoch")
-	}
+// above is the fence of the next epoch.
+func (b *bench) above(owner string) shard.Fence {
+	fence := b.fence
+	fence.Epoch++
+	fence.Owner = owner
+	return fence
 }
 
 // Others write rows too. What they commit while a batch waits for the row is

@@ -72,11 +72,22 @@ func benchOn(t testing.TB, url string, change ...func(*store.Config)) *bench {
 	return b
 }
 
+// raise begins the next epoch of a shard.
 func (b *bench) raise(id shard.ID, owner string) shard.Fence {
 	b.Helper()
-	fence, err := b.Raise(context.Background(), id, owner, 0)
+	known, err := b.Known(context.Background(), []string{id.Cluster})
 	if err != nil {
 		b.Fatal(err)
+	}
+	fence := shard.Fence{Shard: id, Owner: owner, Epoch: 1, Generation: known[id.Cluster].Generation}
+	for _, stored := range known[id.Cluster].Fences {
+		if stored.Shard == id {
+			fence.Epoch = stored.Epoch + 1
+		}
+	}
+	holds, err := b.Raise(context.Background(), fence)
+	if err != nil || holds != fence {
+		b.Fatalf("%+v, %v", holds, err)
 	}
 	return fence
 }

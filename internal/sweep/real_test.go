@@ -160,7 +160,7 @@ func newParts(t testing.TB) *parts {
 		}
 	})
 	t.Cleanup(func() { cancel(); parts.Wait() })
-	fence, err := db.Raise(ctx, shard.Whole(realCluster), "replica/1", 0)
+	fence, err := db.Raise(ctx, shard.Fence{Shard: shard.Whole(realCluster), Owner: "replica/1", Epoch: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,144 @@
+package store_test
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/trestle-bridge/trestle/internal/status/statustest"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+func TestRaise(t *testing.T) {
+	b := newBench(t)
+	id := shard.Slice("eu#2", 1, 4)
+	fence := func(epoch shard.Epoch, owner string, generation int64) shard.Fence {
+		return shard.Fence{Shard: id, Epoch: epoch, Owner: owner, Generation: generation}
+	}
+	for _, step := range []struct {
+		name         string
+		raise, holds shard.Fence
+		cut          int64 // before
+	}{
+		{"the first", fence(7, "a", 0), fence(7, "a", 0), 0},
+		{"the same again", fence(7, "a", 0), fence(7, "a", 0), 0},
+		{"the same epoch of another", fence(7, "b", 0), fence(7, "a", 0), 0},
+		{"a lower one", fence(6, "b", 0), fence(7, "a", 0), 0},
+		{"a lower one of the owner", fence(6, "a", 0), fence(7, "a", 0), 0},
+		{"a higher one", fence(9, "b", 0), fence(9, "b", 0), 0},
+		{"of a generation that is over", fence(10, "a", 1), fence(9, "", 2), 2},
+		{"its own, ended by the cut", fence(9, "b", 2), fence(9, "", 2), 0},
+		{"of the generation", fence(10, "a", 2), fence(10, "a", 2), 0},
+		{"of a generation to come", fence(11, "a", 3), fence(11, "a", 3), 0},
+		{"a cut that is not the last", fence(12, "b", 3), fence(12, "b", 3), 1},
+	} {
+		if step.cut != 0 {
+			if err := b.Cut(t.Context(), id.Cluster, step.cut, 4); err != nil {
+				t.Fatal(err)
+			}
+		}
+		holds, err := b.Raise(t.Context(), step.raise)
+		if err != nil || holds != step.holds {
+			t.Errorf("%s: %+v, %v, want %+v", step.name, holds, err, step.holds)
+		}
+	}
+	for _, nonsense := range []shard.Fence{
+		{Owner: "a", Epoch: 1},
+		{Shard: id, Epoch: 1},
+		{Shard: id, Owner: "a"},
+	} {
+		if _, err := b.Raise(t.Context(), nonsense); err == nil {
+			t.Errorf("%+v was raised", nonsense)
+		}
+	}
+}
+
+// A shard that the database has never heard of, in a cluster that was cut.
+func TestRaiseUnknownShardOfAnEarlierGeneration(t *testing.T) {
+	b := newBench(t)
+	if err := b.Cut(t.Context(), "eu02", 3, 2); err != nil {
+		t.Fatal(err)
+	}
+	id := shard.Whole("eu02")
+	holds, err := b.Raise(t.Context(), shard.Fence{Shard: id, Owner: "a", Epoch: 1, Generation: 2})
+	if want := (shard.Fence{Shard: id, Generation: 3}); err != nil || holds != want {
+		t.Errorf("%+v, %v, want %+v", holds, err, want)
+	}
+}
+
+func TestKnown(t *testing.T) {
+	b := newBench(t)
+	odd := "od#d"
+	b.raise(shard.Slice(odd, 1, 2), "x")
+	b.raise(shard.Slice(odd, 1, 2), "y")
+	if err := b.Cut(t.Context(), odd, 4, 3); err != nil {
+		t.Fatal(err)
+	}
+	b.raise(shard.Slice(odd, 0, 3), "z")
+	if _, err := b.RaiseLeader(t.Context(), "leader"); err != nil {
+		t.Fatal(err)
+	}
+	known, err := b.Known(t.Context(), []string{cluster, odd, "never", ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(known[odd].Fences, func(a, b shard.Fence) int { return a.Shard.Compare(b.Shard) })
+	want := map[string]store.Known{
+		cluster: {Slices: 1, Fences: []shard.Fence{b.fence}},
+		odd: {Slices: 3, Generation: 4, Fences: []shard.Fence{
+			{Shard: shard.Slice(odd, 1, 2), Epoch: 2, Generation: 4},
+			{Shard: shard.Slice(odd, 0, 3), Epoch: 1, Owner: "z", Generation: 4},
+		}},
+	}
+	if !reflect.DeepEqual(known, want) {
+		t.Errorf("%+v, want %+v", known, want)
+	}
+}
+
+func TestCutRefusesNonsense(t *testing.T) {
+	b := newBench(t)
+	for _, c := range []struct {
+		cluster    string
+		generation int64
+		slices     int
+	}{{"", 1, 1}, {cluster, 0, 1}, {cluster, 1, 0}, {cluster, 1, shard.MaxSlices + 1}} {
+		if err := b.Cut(t.Context(), c.cluster, c.generation, c.slices); err == nil {
+			t.Errorf("%+v was cut", c)
+		}
+	}
+}
+
+// Who wrote under a fence that a cut has ended writes no more, and the cut waits
+// for what is under way.
+func TestCutEndsWriters(t *testing.T) {
+	b := newBench(t)
+	b.insert(plainRow(1))
+	tx := b.begin()
+	if _, err := tx.Exec(t.Context(), `SELECT FROM workspace_instance FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	done := b.applyBeside(b.batch(change(t, statusOf(testID(1), 5), statustest.Epoch)))
+	b.waitBlocked()
+	cut := make(chan error, 1) // the test may have failed before it reads
+	go func() { cut <- b.Cut(context.Background(), cluster, 1, 2) }()
+	waitFor(t, b, 2)
+	select {
+	case <-cut:
+		t.Fatal("the cluster was cut before the writer's commit")
+	default:
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-done; got.err != nil || got.commit.Results[0].Outcome != store.Applied {
+		t.Fatalf("%+v", got)
+	}
+	if err := <-cut; err != nil {
+		t.Fatal(err)
+	}
+	if got := b.apply(change(t, statusOf(testID(1), 6), statustest.Epoch)); got.Results[0].Outcome != store.Refused {
+		t.Fatalf("%+v", got)
+	}
+}
