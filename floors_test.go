@@ -31,6 +31,8 @@ func floors() map[string]int {
 
 		"internal/api":     5,
 		"internal/console": 5,
+		"internal/peer":    5,
+		"internal/worker":  5,
 
 		"coordinator":        4,
 		"internal/sweep":     4,

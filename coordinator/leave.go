@@ -32,6 +32,7 @@ func (c *Coordinator) Leave(ctx context.Context) error {
 		handing, cancel = context.WithDeadline(ctx, deadline.Add(-time.Until(deadline)/4))
 	}
 	defer cancel()
+	c.announced(handing)
 	left, alone := c.handOver(handing)
 	unreleased := c.duties.End(ctx)
 	c.left.Store(true)
@@ -49,6 +50,26 @@ func (c *Coordinator) Leave(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// announced waits a moment for the roster to say that this replica is about to
+// leave: who knows that takes what follows for no loss, also where there is
+// nobody to hand over to.
+func (c *Coordinator) announced(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
+	defer cancel()
+	for ctx.Err() == nil {
+		changed := c.link.Changed()
+		pending := false
+		c.link.Look(func(v *table.View) {
+			roster, listed := v.Roster[c.me()]
+			pending = v.Leader.Exists() && listed && !roster.Value.Draining
+		})
+		if !pending || !c.link.Trusted() {
+			return
+		}
+		wait(ctx, 100*time.Millisecond, changed)
+	}
 }
 
 // handOver waits until no shard is here any more, or nobody else could take

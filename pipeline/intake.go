@@ -39,8 +39,10 @@ type Intake struct {
 	// fence is nil while buffering.
 	fence   atomic.Pointer[shard.Fence]
 	stopped atomic.Bool
-	// waiting counts the instances with a change that is not committed.
+	// waiting counts the instances with a change that is not committed, offered
+	// the statuses that were offered of this shard's instances.
 	waiting atomic.Int64
+	offered atomic.Uint64
 	fenced  chan struct{}
 
 	// mu guards what follows. It may be taken under a lane's mutex, never the
@@ -87,6 +89,10 @@ func (in *Intake) Shard() shard.ID { return in.id }
 // Waiting gives the number of instances with updates that are not committed.
 func (in *Intake) Waiting() int { return int(in.waiting.Load()) }
 
+// Offered gives the number of statuses that were offered so far, repeats
+// included.
+func (in *Intake) Offered() uint64 { return in.offered.Load() }
+
 // Oldest gives when the oldest update was heard that is not committed yet;
 // zero if there is none.
 func (in *Intake) Oldest() time.Time {
@@ -130,6 +136,7 @@ func (in *Intake) Offer(h status.Heard) error {
 	if in.id.Slices > 1 && !in.id.Contains(h.ID) {
 		return nil
 	}
+	in.offered.Add(1)
 	l := in.p.lanes[shard.Lane(h.ID, len(in.p.lanes))]
 	verdict, kind := l.judge(in, h)
 	switch verdict {
@@ -193,9 +200,9 @@ func (in *Intake) Own(fence shard.Fence) error {
 	return nil
 }
 
-// Drain stops taking statuses and waits until everything that waits is
-// written and published. If ctx ends before, the error says what is left.
-func (in *Intake) Drain(ctx context.Context) error {
+// Written stops taking statuses and waits until everything that waits is
+// written. If ctx ends before, the error says what is left.
+func (in *Intake) Written(ctx context.Context) error {
 	in.stopped.Store(true)
 	if in.fence.Load() == nil {
 		if n := in.waiting.Load(); n > 0 {
@@ -203,8 +210,33 @@ func (in *Intake) Drain(ctx context.Context) error {
 		}
 		return nil
 	}
+	err := in.await(ctx, func() bool { return in.ended || in.waiting.Load() == 0 })
+	if err != nil {
+		return fmt.Errorf("drain shard %s: %d instances have updates that were not written: %w", in.id, in.waiting.Load(), err)
+	}
+	return nil
+}
+
+// Resume takes statuses again after a Written or Drain that was given up. It
+// reports false if the term is over.
+func (in *Intake) Resume() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.ended {
+		return false
+	}
+	in.stopped.Store(false)
+	return true
+}
+
+// Drain stops taking statuses and waits until everything that waits is
+// written and published. If ctx ends before, the error says what is left.
+func (in *Intake) Drain(ctx context.Context) error {
+	if err := in.Written(ctx); err != nil || in.fence.Load() == nil {
+		return err
+	}
 	err := in.await(ctx, func() bool {
-		return in.ended || in.waiting.Load() == 0 && !in.behind && in.unpublished == 0 && in.publishing == 0
+		return in.ended || !in.behind && in.unpublished == 0 && in.publishing == 0
 	})
 	if err == nil {
 		// What is left in the outbox the next owner would publish again.
@@ -216,30 +248,22 @@ func (in *Intake) Drain(ctx context.Context) error {
 		err = in.await(ctx, func() bool { return in.ended || len(in.published) == 0 })
 	}
 	if err != nil {
-		in.mu.Lock()
-		defer in.mu.Unlock()
-		left := "everything was written, but not all of it published: the rest is in the outbox"
-		if n := in.waiting.Load(); n > 0 {
-			left = fmt.Sprintf("%d instances have updates that were not written", n)
-		}
-		return fmt.Errorf("drain shard %s: %s: %w", in.id, left, err)
+		return fmt.Errorf("drain shard %s: everything was written, but not all of it published: the rest is in the outbox: %w", in.id, err)
 	}
 	return nil
 }
 
 // Close ends the intake and forgets what waits in it.
 func (in *Intake) Close() {
-	in.stopped.Store(true)
+	in.end()
 	for _, l := range in.p.lanes {
 		l.drop(in)
 	}
 	in.p.remove(in)
-	in.end()
 }
 
 // refuse is called when the store has refused the fence.
 func (in *Intake) refuse() {
-	in.stopped.Store(true)
 	first := in.end()
 	for _, l := range in.p.lanes {
 		l.drop(in)
@@ -256,6 +280,7 @@ func (in *Intake) end() (first bool) {
 	in.lessen(func() {
 		first = !in.ended
 		in.ended, in.behind = true, false
+		in.stopped.Store(true) // under mu, lest a Resume comes in between
 	})
 	return first
 }

@@ -28,7 +28,8 @@ func (b Brake) Holds() bool { return !b.Since.IsZero() && !b.Limited }
 func (b Brake) Release(now time.Time) Brake { return Brake{Cleared: now} }
 
 // next is the brake as of now. Replicas are counted by name: one that has
-// started anew has returned.
+// started anew has returned. One that was draining was told to go, and is no
+// loss, however soon its lease ended.
 func (b Brake) next(replicas []Replica, s Settings, now time.Time) Brake {
 	alive := map[string]bool{}
 	for _, r := range replicas {
@@ -47,7 +48,7 @@ func (b Brake) next(replicas []Replica, s Settings, now time.Time) Brake {
 	}
 	lost := map[string]bool{}
 	for _, r := range replicas {
-		if !r.Gone.IsZero() && !alive[r.name()] && r.Gone.After(b.Cleared) && r.Gone.After(now.Add(-s.Lease)) {
+		if !r.Gone.IsZero() && !r.Draining && !alive[r.name()] && r.Gone.After(b.Cleared) && r.Gone.After(now.Add(-s.Lease)) {
 			lost[r.name()] = true
 		}
 	}

@@ -94,7 +94,7 @@ func (p *program) serve() *cobra.Command {
 	c := p.configured(&cobra.Command{
 		Use:   "serve",
 		Short: "Run the service until SIGTERM or SIGINT; a second signal ends it at once",
-	}, []config.Need{config.NeedPostgres, config.NeedRedis}, func(ctx context.Context, cfg *config.Config) error {
+	}, []config.Need{config.NeedPostgres, config.NeedRedis, config.NeedEtcd}, func(ctx context.Context, cfg *config.Config) error {
 		if err := cfg.ReadFiles(); err != nil {
 			return err
 		}
@@ -159,7 +159,7 @@ func (p *program) config() *cobra.Command {
 			p.started = true
 			var needs []config.Need
 			if check {
-				needs = []config.Need{config.NeedPostgres, config.NeedRedis}
+				needs = []config.Need{config.NeedPostgres, config.NeedRedis, config.NeedEtcd}
 			}
 			cfg, warnings, err := p.load(c, needs)
 			for _, w := range warnings {

@@ -39,7 +39,8 @@ func TestExitCodes(t *testing.T) {
 	obsolete := file(t, "emulatePreparingIntervalSeconds: 10\n")
 	certificates := file(t, "staticBridges: [{name: a, url: 'h:1', tls: {ca: /none, crt: /none, key: /none}}]")
 	// Nothing listens on port 1.
-	away := map[string]string{"TRESTLE_POSTGRES_URL": "postgres://u:hunter2@127.0.0.1:1/d?connect_timeout=1", "TRESTLE_REDIS_URL": "redis://:hunter2@127.0.0.1:1"}
+	away := map[string]string{"TRESTLE_POSTGRES_URL": "postgres://u:hunter2@127.0.0.1:1/d?connect_timeout=1", "TRESTLE_REDIS_URL": "redis://:hunter2@127.0.0.1:1",
+		"TRESTLE_ETCD_ENDPOINTS": "127.0.0.1:1"}
 	for _, c := range []struct {
 		name string
 		args []string

@@ -206,7 +206,7 @@ func (d *dev) start(ctx context.Context) (*running, error) {
 	cfg, _, err := config.Load(config.Input{
 		// Not the environment of the user: it may name servers that are no toys.
 		LookupEnv: func(name string) (string, bool) { v, ok := env[name]; return v, ok },
-		Needs:     []config.Need{config.NeedPostgres, config.NeedRedis},
+		Needs:     []config.Need{config.NeedPostgres, config.NeedRedis, config.NeedEtcd},
 		Version:   version,
 	})
 	if err != nil {

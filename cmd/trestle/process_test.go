@@ -215,6 +215,7 @@ func newWorld(t *testing.T) *world {
 		// Commit times let a publish be held against its commit.
 		Postgres: &devstack.PostgresConfig{Settings: map[string]string{"track_commit_timestamp": "on", "fsync": "off"}},
 		Redis:    &devstack.RedisConfig{RequireServer: true},
+		Etcd:     &devstack.EtcdConfig{UnsafeNoFsync: true},
 	})
 	var cancel context.CancelFunc
 	w.ctx, cancel = context.WithTimeout(context.Background(), 4*patience)
@@ -257,6 +258,10 @@ func (w *world) serving(more ...string) []string {
 	}
 	u.Host = w.postgres.Addr()
 	return append([]string{"serve", "--postgres.url", u.String(), "--redis.url", "redis://" + w.redis.Addr(),
+		"--etcd.endpoints", w.stack.Etcd.Endpoints()[0], "--etcd.leaseSeconds", "2", "--peer.listen", "127.0.0.1:0",
+		// The same name at every start: the loss of many names at once is
+		// taken for the fault of a network.
+		"--replica.id", "replica",
 		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, more...)
 }
 
@@ -409,12 +414,12 @@ func TestTerminatedWithAFullPipeline(t *testing.T) {
 		w.sent(test, 400*8)
 		w.until("everything is heard", func() bool { return p.updates() >= 400*8 })
 		p.signal(syscall.SIGTERM)
-		p.says("stopping: what was heard")
+		p.says("stopping: all shards")
 		if err := tx.Rollback(w.ctx); err != nil {
 			t.Error(err)
 		}
 		p.exits(exitClean)
-		p.says("everything heard was written and published")
+		p.says("everything heard was written and published or handed over")
 	})
 	if n := w.outboxRows(); n != 0 {
 		t.Errorf("%d rows in the outbox", n)
@@ -457,7 +462,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	_, p := stuck(t, "--shutdown.timeoutSeconds", "3600")
 	p.signal(syscall.SIGTERM)
-	p.says("stopping: what was heard")
+	p.says("stopping: all shards")
 	// The first signal gives the handling of the next back to the system, a
 	// moment later: until then more are the same one.
 	for ended := false; !ended; {

@@ -4,27 +4,34 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trestle-bridge/trestle/coordinator"
+	"github.com/trestle-bridge/trestle/coordinator/kv"
 	"github.com/trestle-bridge/trestle/internal/api"
 	"github.com/trestle-bridge/trestle/internal/classsync"
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/observe"
+	"github.com/trestle-bridge/trestle/internal/peer"
 	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
 	"github.com/trestle-bridge/trestle/internal/upstream"
+	"github.com/trestle-bridge/trestle/internal/worker"
 	"github.com/trestle-bridge/trestle/pipeline"
+	"github.com/trestle-bridge/trestle/shard"
 )
 
 // ErrIncomplete is wrapped by the error of a Run that was stopped before
@@ -143,16 +150,40 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 
-	clusters := newFleet(fleetConfig{
-		Config:   cfg,
-		Store:    db,
-		Pipeline: pipe,
-		Budget:   upstream.NewBudget(int64(cfg.Upstream.SnapshotBudgetBytes)),
-		Upstream: streams,
-		Metrics:  metrics,
-		Traced:   tracing.On(),
-		Logger:   log.With("component", "upstream"),
+	// All that is asked of the other replicas, and of the coordinator, goes by
+	// way of the fleet, which is complete when the coordinator is made.
+	replicas := &fleet{me: pipe.Owner(), peers: peer.NewPeers(), client: upstream.Config{
+		MaxUpdateBytes:   int(cfg.Upstream.MaxUpdateBytes),
+		MaxSnapshotBytes: int64(cfg.Upstream.MaxSnapshotBytes),
+	}}
+	defer replicas.peers.Close()
+	hearing := replicas.client
+	hearing.Logger, hearing.Metrics = log.With("component", "upstream"), streams
+	hearing.Timing = upstream.Timing{Every: cfg.Upstream.SnapshotInterval}
+	hearing.Budget = upstream.NewBudget(int64(cfg.Upstream.SnapshotBudgetBytes))
+	hearing.Trace = tracing.On()
+	replicas.worker, err = worker.New(worker.Config{
+		Pipeline:    pipe,
+		Quarantined: db.Quarantined,
+		Client:      hearing,
+		Succeeded:   func() bool { return replicas.coordinator.Others() },
+		Logger:      log.With("component", "worker"),
 	})
+	if err != nil {
+		return err
+	}
+	replicas.registry = newRegistry(registryConfig{
+		Static:   cfg.StaticBridges,
+		Interval: cfg.ClusterReconcileInterval,
+		Store:    db,
+		Metrics:  metrics,
+		Changed: func(usable map[string]upstream.Cluster) {
+			replicas.worker.SetClusters(usable)
+			replicas.coordinator.ClustersChanged()
+		},
+		Logger: log.With("component", "registry"),
+	})
+
 	sweeper, err := sweep.New(sweep.Config{
 		Installation: cfg.Installation,
 		Limits: store.Limits{
@@ -166,8 +197,8 @@ func Run(ctx context.Context, o Options) error {
 		Store:         db,
 		Outbox:        db,
 		Publisher:     redis,
-		Owners:        owners{clusters},
-		Clusters:      clusters.sweptClusters,
+		Owners:        replicas,
+		Clusters:      replicas.clusters,
 		Lifecycle:     lifecycle.Wake,
 		PrebuildEnded: pipe.PrebuildEnded,
 		Logger:        log.With("component", "sweep"),
@@ -176,6 +207,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	replicas.rounds = sweeper
 	classes, err := classsync.New(classsync.Config{
 		Registry:   db,
 		Describe:   describe,
@@ -186,6 +218,47 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+
+	peers, err := peer.New(peer.Config{Address: cfg.Peer.Listen, Replica: replicas.worker, Rounds: sweeper})
+	if err != nil {
+		return err
+	}
+	etcd, err := newEtcd(cfg.Etcd)
+	if err != nil {
+		return errors.Join(err, peers.Close())
+	}
+	defer etcd.Close()
+	replicas.coordinator, err = coordinator.New(coordinator.Config{
+		Store:  kv.Etcd(etcd),
+		Prefix: cfg.Etcd.Prefix,
+		Replica: coordinator.Replica{
+			ID:          cfg.Replica.ID,
+			Incarnation: pipe.Owner(),
+			Revision:    cfg.Replica.Revision,
+			PeerAddress: cmp.Or(cfg.Peer.Advertise, peers.Addr().String()),
+		},
+		Lease:    cfg.Etcd.Lease,
+		Worker:   replicas.worker,
+		Fences:   fences{db},
+		Clusters: replicas.registry.clusters,
+		Measure:  replicas.worker.Measure,
+		Healthy:  func() bool { return pipe.Healthy() == nil },
+		Probe:    peer.Refuses,
+		Sweep: func(cluster string) {
+			if err := sweeper.Request(cluster); err != nil {
+				log.Debug("a cluster whose owner was lost has no round yet; its first one is to come", "cluster", cluster)
+			}
+		},
+		Lead: (&rounds{
+			store: db, owner: pipe.Owner(), sweeper: sweeper, classes: classes, log: log.With("component", "sweep"),
+		}).lead,
+		Logger:     log.With("component", "coordinator"),
+		Registerer: registry,
+	})
+	if err != nil {
+		return errors.Join(err, peers.Close())
+	}
+
 	service, err := api.New(api.Config{
 		Address:        cfg.ClusterService.Address(),
 		Registry:       db,
@@ -195,12 +268,12 @@ func Run(ctx context.Context, o Options) error {
 		Registerer:     registry,
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, peers.Close())
 	}
 	if o.ClusterService != nil {
 		o.ClusterService(service.Addr())
 	}
-	health := health{pipeline: pipe, store: db, redis: redis, clusters: clusters}
+	health := health{pipeline: pipe, store: db, redis: redis, fleet: replicas}
 	server, err := observe.NewServer(observe.ServerConfig{
 		Address:  cfg.HTTP.Address,
 		Gatherer: registry,
@@ -209,47 +282,81 @@ func Run(ctx context.Context, o Options) error {
 		Logger:   log.With("component", "http"),
 	})
 	if err != nil {
-		return errors.Join(err, service.Close())
+		return errors.Join(err, peers.Close(), service.Close())
 	}
 	if o.Listening != nil {
 		o.Listening(server.Addr())
 	}
 
-	// Two contexts: hearing ends with ctx, finishing what was heard ends
-	// afterwards, by itself or when the time limit is over.
-	finish, stopFinishing := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopFinishing()
-	group, finish := errgroup.WithContext(finish)
-	group.Go(func() error { return server.Run(finish) })
-	group.Go(func() error { return pipe.Run(finish) })
-	group.Go(func() error { return lifecycle.Run(finish) })
-	group.Go(func() error { return metrics.watchOutbox(finish, db, log) })
+	// Everything runs until what was heard is written and handed over, which
+	// begins when ctx ends.
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, running := errgroup.WithContext(running)
+	for _, part := range []func(context.Context) error{
+		server.Run, service.Run, peers.Run, pipe.Run, lifecycle.Run, replicas.worker.Run, replicas.coordinator.Run,
+		func(ctx context.Context) error { replicas.registry.run(ctx); return nil },
+		func(ctx context.Context) error { db.ListenClusters(ctx, replicas.registry.look); return nil },
+		func(ctx context.Context) error { return metrics.watchOutbox(ctx, db, log) },
+	} {
+		group.Go(func() error { return part(running) })
+	}
+	log.Info("trestle is up", "version", o.Version, "replica", cfg.Replica.ID, "incarnation", pipe.Owner(),
+		"http", server.Addr().String(), "grpc", service.Addr().String(), "peer", peers.Addr().String())
 
-	log.Info("trestle is up", "version", o.Version, "replica", cfg.Replica.ID, "http", server.Addr().String(), "grpc", service.Addr().String())
-	hearing, stopHearing := context.WithCancel(ctx)
-	defer stopHearing()
-	context.AfterFunc(finish, stopHearing) // a part that failed ends all
-	group.Go(func() error {
-		lead(hearing, log.With("component", "sweep"), db, pipe.Owner(), sweeper, classes)
-		return nil
-	})
-	group.Go(func() error { return service.Run(hearing) })
-	group.Go(func() error { db.ListenClusters(hearing, clusters.look); return nil })
-	clusters.run(hearing)
-
-	log.Info("stopping: what was heard is being written and published", "limit", cfg.Shutdown.Timeout.String(), "waiting", pipe.Waiting())
-	limited, cancel := context.WithTimeout(finish, cfg.Shutdown.Timeout)
-	defer cancel()
-	left := clusters.drain(limited)
-	stopFinishing()
+	select {
+	case <-ctx.Done():
+	case <-running.Done(): // a part that failed ends all
+	}
+	left := leave(running, cfg.Shutdown.Timeout, replicas, log)
+	stop()
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	if left != nil {
 		return fmt.Errorf("%w within %s: %w", ErrIncomplete, cfg.Shutdown.Timeout, left)
 	}
-	log.Info("stopped: everything heard was written and published")
+	log.Info("stopped: everything heard was written and published or handed over")
 	return nil
+}
+
+// leave hands all shards over, or writes out and publishes what was heard of
+// them. The error says what is left when the time is over.
+func leave(ctx context.Context, limit time.Duration, replicas *fleet, log *slog.Logger) error {
+	unwritten, _ := replicas.worker.Left()
+	log.Info("stopping: all shards are handed over, or what was heard of them is written and published",
+		"limit", limit.String(), "waiting", unwritten)
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := replicas.coordinator.Leave(limited)
+	unwritten, unpublished := replicas.worker.Left()
+	switch {
+	case unwritten > 0:
+		err = errors.Join(fmt.Errorf("%d instances have updates that were not written", unwritten), err)
+	case unpublished > 0:
+		err = errors.Join(fmt.Errorf("everything was written, but not all of it published: the rest is in the outbox of %d shards", unpublished), err)
+	}
+	return err
+}
+
+// fences are the database's, as the coordinator asks for them.
+type fences struct{ store *store.Store }
+
+func (f fences) Raise(ctx context.Context, fence shard.Fence) (shard.Fence, error) {
+	return f.store.Raise(ctx, fence)
+}
+
+func (f fences) Known(ctx context.Context, clusters []string) (map[string]coordinator.Known, error) {
+	known, err := f.store.Known(ctx, clusters)
+	out := make(map[string]coordinator.Known, len(known))
+	for name, k := range known {
+		out[name] = coordinator.Known(k)
+	}
+	return out, err
+}
+
+func (f fences) Cut(ctx context.Context, cluster string, generation int64, slices int) error {
+	return f.store.Cut(ctx, cluster, generation, slices)
 }
 
 // Migrate brings the database's schema up to what this version needs.
@@ -258,9 +365,9 @@ func Migrate(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 }
 
 // incarnation names this process: new at every start, also of a replica whose
-// name stays.
+// name stays. It is a part of keys, so it has no slash.
 func incarnation(replica string) string {
-	return replica + "/" + rand.Text()[:10]
+	return strings.ReplaceAll(replica, "/", "_") + "." + rand.Text()[:10]
 }
 
 // untilReached repeats what needs a server until the server is reached, so

@@ -94,6 +94,7 @@ func sharedServers(t *testing.T) *devstack.Stack {
 		servers.stack, servers.err = devstack.Start(context.Background(), devstack.Config{
 			Postgres: &devstack.PostgresConfig{Settings: settings()},
 			Redis:    &devstack.RedisConfig{RequireServer: true},
+			Etcd:     &devstack.EtcdConfig{UnsafeNoFsync: true},
 		})
 	})
 	if servers.err != nil {
@@ -135,6 +136,9 @@ type world struct {
 	url             string // of the database, past the proxy
 	db              *pgxpool.Pool
 	postgres, redis *faultproxy.Proxy
+	etcd            string // endpoint
+	prefix          string // of this world's keys in etcd
+	replicas        int    // started so far
 	clusters        []*sim.Cluster
 	library         *script.Library
 	ledger          *ledger.Ledger
@@ -181,6 +185,7 @@ func newWorld(t *testing.T, p plan) *world {
 		})
 	}
 
+	w.etcd = stack.Etcd.Endpoints()[0]
 	w.newDatabase(server)
 	w.postgres, w.redis = w.proxy(server.Addr()), w.proxy(redis.Addr())
 	run(w.postgres.Run)
@@ -238,6 +243,7 @@ func clusterName(n int) string { return fmt.Sprintf("cluster-%02d", n) }
 func (w *world) newDatabase(server *devstack.Postgres) {
 	w.t.Helper()
 	name := fmt.Sprintf("world_%d", servers.databases.Add(1))
+	w.prefix = "/" + name
 	var err error
 	if w.url, err = server.NewDatabase(w.ctx, name); err != nil {
 		w.t.Fatal(err)
@@ -653,7 +659,10 @@ func (b *logBuffer) logger() *slog.Logger {
 func (w *world) serve(change ...func(*config.Config)) *service {
 	w.t.Helper()
 	cfg := config.Default()
-	cfg.Replica.ID = "replica-1"
+	w.replicas++
+	cfg.Replica.ID = fmt.Sprintf("replica-%d", w.replicas)
+	cfg.Etcd = config.Etcd{Endpoints: []string{w.etcd}, Prefix: w.prefix, Lease: 2 * time.Second}
+	cfg.Peer.Listen = "127.0.0.1:0"
 	cfg.Postgres.URL = secret.NewURL(w.through(w.postgres))
 	cfg.Redis.Server = secret.NewURL("redis://" + w.redis.Addr())
 	cfg.HTTP.Address = "127.0.0.1:0"

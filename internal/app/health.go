@@ -15,7 +15,7 @@ type health struct {
 	pipeline *pipeline.Pipeline
 	store    *store.Store
 	redis    *publish.Publisher
-	clusters *fleet
+	fleet    *fleet
 }
 
 // live says whether the loops turn. An outage of a server is no reason to be
@@ -24,15 +24,19 @@ func (h health) live(context.Context) []observe.Check {
 	return []observe.Check{{Name: "pipeline", Err: h.pipeline.Healthy()}}
 }
 
-// ready says whether this replica can take shards: it has read which clusters
-// there are, and reaches what it writes to.
+// ready says whether this replica may receive shards: it has read which clusters
+// there are, takes part in the fleet, and reaches what it writes to.
 func (h health) ready(ctx context.Context) []observe.Check {
-	var clusters error
-	if !h.clusters.isKnown() {
+	var clusters, etcd error
+	if _, known := h.fleet.registry.clusters(); !known {
 		clusters = errors.New("the workspace clusters have not been read yet")
+	}
+	if h.fleet.coordinator.Detached() {
+		etcd = errors.New("this replica has no lease in etcd; it goes on with the shards that it has")
 	}
 	return append(h.live(ctx),
 		observe.Check{Name: "clusters", Err: clusters},
+		observe.Check{Name: "etcd", Err: etcd},
 		observe.Check{Name: "postgres", Err: h.store.Ping(ctx)},
 		observe.Check{Name: "redis", Err: h.redis.Ping(ctx)},
 	)

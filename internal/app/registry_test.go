@@ -58,9 +58,7 @@ func TestReplicasHearOfEachOthersClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	both("both know of it", func(s *service) bool { return s.metric(score, label) == 50 })
-	if err := w.clusters[0].Await(w.ctx, func(s sim.Stats) bool { return s.Subscribed >= 2 }); err != nil {
-		t.Fatal(err)
-	}
+	w.subscribers(0, 1)
 	if _, err := second.Update(w.ctx, &bridge.UpdateRequest{Name: name, Property: &bridge.UpdateRequest_Cordoned{Cordoned: true}}); err != nil {
 		t.Fatal(err)
 	}
@@ -128,8 +126,8 @@ func TestNewTLSMaterial(t *testing.T) {
 	s.stop()
 }
 
-// A cluster that is removed before it was taken over is taken over first: what
-// it has said is not lost. Meanwhile others come.
+// A cluster that is removed before it could be taken over is not taken over any
+// more, and keeps no other waiting.
 func TestRemovedBeforeTakenOver(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, plan{clusters: 2, instances: 10, unregistered: true})
@@ -139,22 +137,26 @@ func TestRemovedBeforeTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback(context.Background())
-	if _, err := tx.Exec(w.ctx, `LOCK TABLE trestle_fence IN ACCESS EXCLUSIVE MODE`); err != nil {
+	if _, err := tx.Exec(w.ctx, `LOCK TABLE trestle_fence IN EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
 	w.register(0)
-	w.subscribers(0, 1)
-	w.send(0, 3) // instances of even numbers are this cluster's
-	w.until("it was heard", func() bool { return s.metric(waitingInstances) > 0 })
+	w.until("its fence is to be raised", func() bool {
+		return ask[bool](w, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+	})
 	w.exec(`DELETE FROM workspace_cluster WHERE name = $1`, clusterName(0))
-	w.subscribers(0, 0)
+	w.until("it does not exist any more", func() bool {
+		_, shown := s.families()["gitpod_ws_manager_bridge_cluster_score"]
+		return !shown
+	})
 	w.register(1)
-	w.subscribers(1, 1)
 	if err := tx.Rollback(w.ctx); err != nil {
 		t.Fatal(err)
 	}
+	w.subscribers(1, 1)
+	w.send(1, every) // instances of odd numbers are this cluster's
 	w.settle(true)
-	w.until("it is left", func() bool { return s.metric(waitingInstances) == 0 })
+	w.subscribers(0, 0)
 	s.stop()
 }
 

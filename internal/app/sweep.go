@@ -9,115 +9,196 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trestle-bridge/trestle/coordinator"
 	"github.com/trestle-bridge/trestle/internal/classsync"
+	"github.com/trestle-bridge/trestle/internal/peer"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
+	"github.com/trestle-bridge/trestle/internal/upstream"
+	"github.com/trestle-bridge/trestle/internal/worker"
 	"github.com/trestle-bridge/trestle/shard"
 )
 
-// lead makes the rounds of the leader until ctx ends or another process leads:
-// the one that was started last.
-func lead(ctx context.Context, log *slog.Logger, db *store.Store, owner string, sweeper *sweep.Sweeper, classes *classsync.Syncer) {
-	fence, err := raise(ctx, log, db, owner)
-	if err == nil {
-		leading, stop := context.WithCancel(ctx)
-		var parts sync.WaitGroup
-		parts.Go(func() {
-			if err := classes.Run(leading); err != nil {
-				log.Error("the workspace classes are synced no more", "error", err)
-			}
-		})
-		err = sweeper.Run(leading, fence)
-		stop()
-		parts.Wait()
-	}
-	switch {
-	case errors.Is(err, store.ErrNotLeader):
-		log.Info("another replica makes the rounds of the leader; this one makes none any more")
-	case err != nil && ctx.Err() == nil:
-		log.Error("the rounds of the leader cannot be made", "error", err)
+// rounds are what the leader does beside the assignment.
+type rounds struct {
+	store   *store.Store
+	owner   string
+	sweeper *sweep.Sweeper
+	classes *classsync.Syncer
+	log     *slog.Logger
+}
+
+// lead makes the rounds until ctx, which ends with leadership, ends.
+func (r *rounds) lead(ctx context.Context) {
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() {
+		if err := r.classes.Run(ctx); err != nil {
+			r.log.Error("the workspace classes are synced no more", "error", err)
+		}
+	})
+	for ctx.Err() == nil {
+		fence, err := r.raise(ctx)
+		if err == nil {
+			err = r.sweeper.Run(ctx, fence)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, store.ErrNotLeader):
+			// One that led before has raised its fence late, or this one leads
+			// no more and will hear of it; if not, it raises above.
+			r.log.Warn("another replica has raised the fence of the leader")
+		case err != nil:
+			r.log.Error("the rounds of the leader cannot be made", "error", err)
+		}
+		pause(ctx, 2*time.Second)
 	}
 }
 
 // raise raises the fence of the leader, as often as it takes; its error is that
 // of ctx.
-func raise(ctx context.Context, log *slog.Logger, db *store.Store, owner string) (shard.Fence, error) {
+func (r *rounds) raise(ctx context.Context) (shard.Fence, error) {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
-		fence, err := db.RaiseLeader(attempt, owner)
+		fence, err := r.store.RaiseLeader(attempt, r.owner)
 		cancel()
 		if err == nil {
 			return fence, nil
 		}
-		if ctx.Err() == nil {
-			log.Warn("the fence of the leader could not be raised; it is tried again", "error", err)
-		}
-		select {
-		case <-time.After(4*time.Second + rand.N(2*time.Second)):
-		case <-ctx.Done():
+		if ctx.Err() != nil {
 			return shard.Fence{}, ctx.Err()
 		}
+		r.log.Warn("the fence of the leader could not be raised; it is tried again", "error", err)
+		pause(ctx, 5*time.Second)
 	}
 }
 
-// sweptClusters gives the clusters that exist, as the sweeper asks them.
-func (f *fleet) sweptClusters(context.Context) ([]sweep.Cluster, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.exist == nil {
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d*3/4 + rand.N(d/2)):
+	case <-ctx.Done():
+	}
+}
+
+// fleet is all replicas as the rounds of the leader, and those who ask for them,
+// need it.
+type fleet struct {
+	me          string
+	coordinator *coordinator.Coordinator
+	registry    *registry
+	worker      *worker.Worker
+	peers       *peer.Peers
+	rounds      peer.Rounds
+	client      upstream.Config // what every client has in common
+}
+
+// clusters gives the clusters that exist, as the sweeper asks them. The leader
+// asks each itself, whoever hears it.
+func (f *fleet) clusters(context.Context) ([]sweep.Cluster, error) {
+	exist, known := f.registry.clusters()
+	if !known {
 		return nil, errors.New("the workspace clusters have not been read yet")
 	}
-	clusters := make([]sweep.Cluster, 0, len(f.exist))
-	for _, name := range f.exist {
-		m := f.members[name]
-		cluster := sweep.Cluster{Name: name, Workspaces: func(ctx context.Context) ([]status.InstanceID, error) {
-			if (owners{f}).member(name) != m || m == nil {
-				return nil, fmt.Errorf("cluster %s is not heard, or heard elsewhere since", name)
+	f.peers.Keep(f.coordinator.Peers())
+	clusters := make([]sweep.Cluster, 0, len(exist))
+	for _, c := range exist {
+		cluster := sweep.Cluster{Name: c.Name}
+		at, usable := f.registry.at(c.Name)
+		if usable {
+			cluster.Address = at.URL
+		}
+		cluster.Workspaces = func(ctx context.Context) ([]status.InstanceID, error) {
+			if !usable {
+				return nil, fmt.Errorf("cluster %s cannot be asked: its registration cannot be used", c.Name)
 			}
-			return m.client.Workspaces(ctx)
-		}}
-		if m != nil {
-			cluster.Address = m.cluster.URL
+			cfg := f.client
+			cfg.Cluster = at
+			client, err := upstream.New(cfg)
+			if err != nil {
+				return nil, err
+			}
+			return client.Workspaces(ctx)
 		}
 		clusters = append(clusters, cluster)
 	}
 	return clusters, nil
 }
 
-// owners are the members of the fleet, as those who hear the clusters and
-// write their rows. A cluster without a member is heard by nobody, and nothing
-// of it waits: a member stays until all that it has heard is written.
-type owners struct{ fleet *fleet }
-
-func (o owners) member(cluster string) *member {
-	o.fleet.mu.Lock()
-	defer o.fleet.mu.Unlock()
-	return o.fleet.members[cluster]
+// Settled says whether no shard of the cluster is changing hands.
+func (f *fleet) Settled(cluster string) bool {
+	_, settled := f.coordinator.Carriers(cluster)
+	return settled
 }
 
-// Settled says whether the cluster is neither being taken over nor left.
-func (o owners) Settled(cluster string) bool {
-	m := o.member(cluster)
-	return m == nil || m.intake.Owns()
-}
-
-// CaughtUp says whether all that was heard before since is written.
-func (o owners) CaughtUp(_ context.Context, cluster string, since time.Time) (bool, error) {
-	m := o.member(cluster)
-	return m == nil || m.intake.CaughtUp(since), nil
-}
-
-// Forget makes the cluster's dedup forget these instances.
-func (o owners) Forget(_ context.Context, cluster string, ids []status.InstanceID) error {
-	if m := o.member(cluster); m != nil {
-		m.intake.Forget(ids)
+// CaughtUp says whether the owners of all shards of the cluster have written
+// everything that they had heard before since.
+func (f *fleet) CaughtUp(ctx context.Context, cluster string, since time.Time) (bool, error) {
+	for who, shards := range f.carriers(cluster) {
+		var caughtUp bool
+		var err error
+		if who.Incarnation == f.me {
+			caughtUp, err = f.worker.CaughtUp(shards, since)
+		} else {
+			caughtUp, err = f.peers.CaughtUp(ctx, who.Peer, shards)
+		}
+		if err != nil || !caughtUp {
+			return false, err
+		}
 	}
-	return nil
+	return true, nil
 }
 
-// Owned says whether somebody publishes what the shard's outbox holds.
-func (o owners) Owned(id shard.ID) bool {
-	m := o.member(id.Cluster)
-	return m != nil && m.intake.Shard() == id
+// Forget makes the cluster's owners forget what they have heard of these
+// instances.
+func (f *fleet) Forget(ctx context.Context, cluster string, ids []status.InstanceID) error {
+	var errs []error
+	for who := range f.carriers(cluster) {
+		if who.Incarnation == f.me {
+			f.worker.Forget(cluster, ids)
+		} else if err := f.peers.Forget(ctx, who.Peer, cluster, ids); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// carriers groups the shards of a cluster by who carries them.
+func (f *fleet) carriers(cluster string) map[coordinator.Carrier][]shard.ID {
+	carriers, _ := f.coordinator.Carriers(cluster)
+	grouped := make(map[coordinator.Carrier][]shard.ID)
+	for _, c := range carriers {
+		who := coordinator.Carrier{Incarnation: c.Incarnation, Peer: c.Peer}
+		grouped[who] = append(grouped[who], c.Shard)
+	}
+	return grouped
+}
+
+// Owned says whether the shard has, or is about to have, an owner.
+func (f *fleet) Owned(id shard.ID) bool { return f.coordinator.Assigned(id) }
+
+// Request asks the leader for a round of a cluster, Confirm confirms what the
+// leader holds back. The errors wrap sweep.ErrUnknownCluster and
+// sweep.ErrNotHeld.
+func (f *fleet) Request(ctx context.Context, cluster string) error {
+	return f.ask(ctx, cluster, false)
+}
+
+// Confirm: see Request.
+func (f *fleet) Confirm(ctx context.Context, cluster string) error {
+	return f.ask(ctx, cluster, true)
+}
+
+func (f *fleet) ask(ctx context.Context, cluster string, confirm bool) error {
+	leader, address := f.coordinator.LeaderPeer()
+	switch {
+	case leader == "":
+		return errors.New("no replica leads at the moment; try again in some seconds")
+	case leader != f.me:
+		return f.peers.Sweep(ctx, address, cluster, confirm)
+	case confirm:
+		return f.rounds.Confirm(cluster)
+	}
+	return f.rounds.Request(cluster)
 }

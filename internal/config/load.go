@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -157,6 +158,11 @@ func (c *Config) checkTogether() []settings.Problem {
 		add("etcd.tls.crt", "stands without etcd.tls.key", "both or none")
 	} else if tls.Key != "" && tls.Crt == "" {
 		add("etcd.tls.key", "stands without etcd.tls.crt", "both or none")
+	}
+	if host, _, err := net.SplitHostPort(c.Peer.Listen); err == nil && c.Peer.Advertise == "" {
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			add("peer.advertise", "is missing, and peer.listen is every address of this machine", "the host:port at which other replicas reach this one")
+		}
 	}
 	if p := c.Pipeline; p.MaxWaitingPerCluster > p.MaxWaiting {
 		add("pipeline.maxWaitingPerCluster", fmt.Sprintf("%d is above pipeline.maxWaiting", p.MaxWaitingPerCluster),

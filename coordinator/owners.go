@@ -1,0 +1,78 @@
+package coordinator
+
+import (
+	"github.com/trestle-bridge/trestle/coordinator/table"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// Carrier is who carries one shard of a cluster.
+type Carrier struct {
+	Shard shard.ID
+	// Incarnation of the owner, "" while there is none; Peer is its address.
+	Incarnation, Peer string
+}
+
+// Carriers says who carries the shards of a cluster, and whether that is
+// settled: none of them is changing hands or has nobody, and each owner says
+// that it writes. A cluster that has no shards is settled.
+func (c *Coordinator) Carriers(cluster string) (carriers []Carrier, settled bool) {
+	c.link.Look(func(v *table.View) {
+		cut := v.Clusters[cluster].Value
+		settled = v.Revision != 0 && cut.Reslice == nil
+		for _, id := range shard.Slices(cluster, cut.Slices) {
+			stored, exists := v.Shards[id]
+			if !exists {
+				continue
+			}
+			r := stored.Value.Record
+			carriers = append(carriers, Carrier{Shard: id, Incarnation: r.Owner, Peer: v.Members[r.Owner].Value.Peer})
+			a := v.Answers[id][r.Owner].Value
+			if r.Phase != shard.PhaseOwned || a.Kind != table.Holds || a.Epoch != r.Epoch {
+				settled = false
+			}
+		}
+	})
+	return carriers, settled
+}
+
+// Assigned says whether a shard has an owner, or is about to have one.
+func (c *Coordinator) Assigned(id shard.ID) (assigned bool) {
+	c.link.Look(func(v *table.View) {
+		stored, exists := v.Shards[id]
+		assigned = exists && stored.Value.Phase != shard.PhaseRetired
+	})
+	return assigned
+}
+
+// LeaderPeer is the peer address of the replica that leads, "" if none is known
+// to.
+func (c *Coordinator) LeaderPeer() (incarnation, peer string) {
+	c.link.Look(func(v *table.View) {
+		incarnation = v.Leader.Value.Incarnation
+		peer = v.Members[incarnation].Value.Peer
+	})
+	return incarnation, peer
+}
+
+// Others says whether another replica lives that takes shards.
+func (c *Coordinator) Others() (others bool) {
+	c.link.Look(func(v *table.View) { others = c.others(v) })
+	return others
+}
+
+// Peers are the addresses of all members.
+func (c *Coordinator) Peers() map[string]bool {
+	peers := make(map[string]bool)
+	c.link.Look(func(v *table.View) {
+		for _, m := range v.Members {
+			peers[m.Value.Peer] = true
+		}
+	})
+	return peers
+}
+
+// ClustersChanged says that Config.Clusters gives others than before.
+func (c *Coordinator) ClustersChanged() {
+	poke(c.lead)
+	poke(c.assign)
+}

@@ -1,0 +1,295 @@
+// Package peer is how replicas ask each other: whether what was heard is
+// written, to forget instances that a sweep has stopped, and for the rounds that
+// only the leader makes. It is also where they knock to find out whether one of
+// them has died.
+//
+// Nothing that is asked here is trusted to keep rows right; the database does
+// that.
+//
+// Owner: internal/app. A Server listens from New on, so that a replica is never
+// taken for dead between its registration and its first call.
+package peer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/internal/sweep"
+	peerv1 "github.com/trestle-bridge/trestle/proto/trestle/peer/v1"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// Replica is what a Server answers for. All methods are safe for concurrent use.
+type Replica interface {
+	// CaughtUp says whether all that was heard of these shards before since is
+	// written; an error means that they are not all owned here.
+	CaughtUp(shards []shard.ID, since time.Time) (bool, error)
+	// Forget makes the shards of a cluster forget these instances.
+	Forget(cluster string, ids []status.InstanceID)
+}
+
+// Rounds are those of the leader; the errors are sweep.ErrUnknownCluster and
+// sweep.ErrNotHeld. All methods are safe for concurrent use.
+type Rounds interface {
+	Request(cluster string) error
+	Confirm(cluster string) error
+}
+
+const (
+	// maxMessage fits the ids of as many instances as a sweep stops at once.
+	maxMessage  = 4 << 20
+	callTimeout = 5 * time.Second
+	keepAlive   = 15 * time.Second
+	stopTimeout = 2 * time.Second
+)
+
+// Config is what a Server needs; all of it is required.
+type Config struct {
+	// Address to listen on, host:port; port 0 is any that is free.
+	Address string
+	Replica Replica
+	Rounds  Rounds
+}
+
+// Server answers the other replicas.
+type Server struct {
+	listener net.Listener
+	grpc     *grpc.Server
+}
+
+// New listens. Run must follow, or Close.
+func New(cfg Config) (*Server, error) {
+	if cfg.Replica == nil || cfg.Rounds == nil {
+		return nil, errors.New("peer: replica and rounds are required")
+	}
+	listener, err := net.Listen("tcp", cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the other replicas (peer.listen): %w", err)
+	}
+	s := &Server{listener: listener, grpc: grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAlive / 2}),
+	)}
+	peerv1.RegisterPeerServiceServer(s.grpc, &service{replica: cfg.Replica, rounds: cfg.Rounds})
+	return s, nil
+}
+
+// Addr is where it listens.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Close gives back the address of a server that never ran.
+func (s *Server) Close() error { return s.listener.Close() }
+
+// Run serves until ctx ends; a call under way gets a moment more.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1) // so that serving ends even when nobody asks why
+	go func() { served <- s.grpc.Serve(s.listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve the other replicas: %w", err)
+	case <-ctx.Done():
+	}
+	overdue := time.AfterFunc(stopTimeout, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	overdue.Stop()
+	<-served
+	return nil
+}
+
+type service struct {
+	peerv1.UnimplementedPeerServiceServer
+	replica Replica
+	rounds  Rounds
+}
+
+func (s *service) CaughtUp(_ context.Context, r *peerv1.CaughtUpRequest) (*peerv1.CaughtUpResponse, error) {
+	asked := time.Now()
+	shards := make([]shard.ID, len(r.GetShards()))
+	for i, name := range r.GetShards() {
+		var err error
+		if shards[i], err = shard.ParseID(name); err != nil {
+			return nil, grpcstatus.Error(codes.InvalidArgument, err.Error())
+		}
+	}
+	caughtUp, err := s.replica.CaughtUp(shards, asked)
+	if err != nil {
+		return nil, grpcstatus.Error(codes.FailedPrecondition, err.Error())
+	}
+	return &peerv1.CaughtUpResponse{CaughtUp: caughtUp}, nil
+}
+
+func (s *service) Forget(_ context.Context, r *peerv1.ForgetRequest) (*peerv1.ForgetResponse, error) {
+	ids := make([]status.InstanceID, len(r.GetInstanceIds()))
+	for i, id := range r.GetInstanceIds() {
+		if len(id) != len(ids[i]) {
+			return nil, grpcstatus.Errorf(codes.InvalidArgument, "id %d of %d has %d bytes, want %d", i+1, len(ids), len(id), len(ids[i]))
+		}
+		copy(ids[i][:], id)
+	}
+	s.replica.Forget(r.GetCluster(), ids)
+	return &peerv1.ForgetResponse{}, nil
+}
+
+func (s *service) Sweep(_ context.Context, r *peerv1.SweepRequest) (*peerv1.SweepResponse, error) {
+	do := s.rounds.Request
+	if r.GetConfirm() {
+		do = s.rounds.Confirm
+	}
+	switch err := do(r.GetCluster()); {
+	case errors.Is(err, sweep.ErrUnknownCluster):
+		return nil, grpcstatus.Error(codes.NotFound, err.Error())
+	case errors.Is(err, sweep.ErrNotHeld):
+		return nil, grpcstatus.Error(codes.FailedPrecondition, err.Error())
+	case err != nil:
+		return nil, grpcstatus.Error(codes.Internal, err.Error())
+	}
+	return &peerv1.SweepResponse{}, nil
+}
+
+// Peers are the connections to the other replicas. All methods are safe for
+// concurrent use; each call ends after five seconds.
+type Peers struct {
+	// mu guards conns, by address.
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn
+}
+
+// NewPeers connects to nobody yet.
+func NewPeers() *Peers { return &Peers{conns: make(map[string]*grpc.ClientConn)} }
+
+// Close ends all connections.
+func (p *Peers) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for address, conn := range p.conns {
+		errs = append(errs, conn.Close())
+		delete(p.conns, address)
+	}
+	return errors.Join(errs...)
+}
+
+// Keep ends the connections to addresses that are not among these.
+func (p *Peers) Keep(addresses map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for address, conn := range p.conns {
+		if !addresses[address] {
+			_ = conn.Close() // it was only idle
+			delete(p.conns, address)
+		}
+	}
+}
+
+func (p *Peers) client(address string) (peerv1.PeerServiceClient, error) {
+	if address == "" {
+		return nil, errors.New("the replica has not said where it listens")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	conn := p.conns[address]
+	if conn == nil {
+		var err error
+		conn, err = grpc.NewClient("passthrough:///"+address,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithNoProxy(),
+			grpc.WithDisableServiceConfig(),
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepAlive, Timeout: callTimeout}),
+		)
+		if err != nil {
+			return nil, err
+		}
+		p.conns[address] = conn
+	}
+	return peerv1.NewPeerServiceClient(conn), nil
+}
+
+// call makes one call to a replica.
+func (p *Peers) call(ctx context.Context, address, what string, do func(context.Context, peerv1.PeerServiceClient) error) error {
+	client, err := p.client(address)
+	if err == nil {
+		limited, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		err = do(limited, client)
+	}
+	if err != nil {
+		return fmt.Errorf("ask the replica at %s %s: %w", cmp.Or(address, "an unknown address"), what, err)
+	}
+	return nil
+}
+
+// CaughtUp asks whether a replica has written all that it had heard of these
+// shards when it was asked.
+func (p *Peers) CaughtUp(ctx context.Context, address string, shards []shard.ID) (caughtUp bool, err error) {
+	request := &peerv1.CaughtUpRequest{}
+	for _, id := range shards {
+		request.Shards = append(request.Shards, id.String())
+	}
+	err = p.call(ctx, address, "whether it has caught up", func(ctx context.Context, c peerv1.PeerServiceClient) error {
+		response, err := c.CaughtUp(ctx, request)
+		caughtUp = response.GetCaughtUp()
+		return err
+	})
+	return caughtUp, err
+}
+
+// Forget asks a replica to forget what it has heard of instances.
+func (p *Peers) Forget(ctx context.Context, address, cluster string, ids []status.InstanceID) error {
+	const atOnce = maxMessage / 32
+	for len(ids) > 0 {
+		part := ids[:min(len(ids), atOnce)]
+		ids = ids[len(part):]
+		request := &peerv1.ForgetRequest{Cluster: cluster}
+		for i := range part {
+			request.InstanceIds = append(request.InstanceIds, part[i][:])
+		}
+		err := p.call(ctx, address, "to forget instances", func(ctx context.Context, c peerv1.PeerServiceClient) error {
+			_, err := c.Forget(ctx, request)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sweep asks the leader for a round of a cluster, or confirms what is held back.
+// The errors wrap sweep.ErrUnknownCluster and sweep.ErrNotHeld.
+func (p *Peers) Sweep(ctx context.Context, address, cluster string, confirm bool) error {
+	return p.call(ctx, address, "for a sweep of "+cluster, func(ctx context.Context, c peerv1.PeerServiceClient) error {
+		_, err := c.Sweep(ctx, &peerv1.SweepRequest{Cluster: cluster, Confirm: confirm})
+		switch grpcstatus.Code(err) {
+		case codes.NotFound:
+			return sweep.ErrUnknownCluster
+		case codes.FailedPrecondition:
+			return sweep.ErrNotHeld
+		}
+		return err
+	})
+}
+
+// Refuses says whether an address refuses connections, which is what the
+// address of a process that has died does while its machine lives. Silence is
+// no refusal.
+func Refuses(ctx context.Context, address string) bool {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err == nil {
+		_ = conn.Close() // nothing was said
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
