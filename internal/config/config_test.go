@@ -447,6 +447,16 @@ func TestNeeds(t *testing.T) {
 	})}); err != nil {
 		t.Error(err)
 	}
+	for listen, fine := range map[string]bool{":7070": false, "0.0.0.0:7070": false, "[::]:7070": false, "10.0.0.1:7070": true, "localhost:0": true} {
+		env := map[string]string{"TRESTLE_ETCD_ENDPOINTS": "h:1", "TRESTLE_PEER_LISTEN": listen}
+		if _, _, err := Load(Input{Needs: []Need{NeedEtcd}, LookupEnv: environment(env)}); (err == nil) != fine {
+			t.Errorf("peer.listen %s: %v", listen, err)
+		}
+		env["TRESTLE_PEER_ADVERTISE"] = "replica-1:7070"
+		if _, _, err := Load(Input{Needs: []Need{NeedEtcd}, LookupEnv: environment(env)}); err != nil {
+			t.Errorf("peer.listen %s, advertised: %v", listen, err)
+		}
+	}
 	if _, _, err := Load(Input{Needs: []Need{NeedRedis}, Path: writeFile(t, "c.yaml", "redis: {address: 'h:1'}")}); err != nil {
 		t.Error(err)
 	}

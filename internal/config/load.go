@@ -142,8 +142,19 @@ func (c *Config) checkNeeds(needs []Need) []settings.Problem {
 		case need == NeedEtcd && len(c.Etcd.Endpoints) == 0:
 			missing("etcd.endpoints", "TRESTLE_ETCD_ENDPOINTS", whatEtcd)
 		}
+		if need == NeedEtcd && c.Peer.Advertise == "" && everyAddress(c.Peer.Listen) {
+			problems = append(problems, c.at("peer.advertise", "is missing, and peer.listen is every address of this machine",
+				"the host:port at which other replicas reach this one"))
+		}
 	}
 	return problems
+}
+
+// everyAddress says whether to listen there is to listen on all interfaces.
+func everyAddress(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "" || ip != nil && ip.IsUnspecified())
 }
 
 // checkTogether checks what concerns several keys, and settles Redis.
@@ -158,11 +169,6 @@ func (c *Config) checkTogether() []settings.Problem {
 		add("etcd.tls.crt", "stands without etcd.tls.key", "both or none")
 	} else if tls.Key != "" && tls.Crt == "" {
 		add("etcd.tls.key", "stands without etcd.tls.crt", "both or none")
-	}
-	if host, _, err := net.SplitHostPort(c.Peer.Listen); err == nil && c.Peer.Advertise == "" {
-		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-			add("peer.advertise", "is missing, and peer.listen is every address of this machine", "the host:port at which other replicas reach this one")
-		}
 	}
 	if p := c.Pipeline; p.MaxWaitingPerCluster > p.MaxWaiting {
 		add("pipeline.maxWaitingPerCluster", fmt.Sprintf("%d is above pipeline.maxWaiting", p.MaxWaitingPerCluster),
