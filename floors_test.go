@@ -58,9 +58,10 @@ func floors() map[string]int {
 
 // independent are the packages that judge the product, or play its world, and
 // so may know nothing of it but the contracts. Tests on any floor may use them.
-// The benchmark judges nothing by itself, and measures parts of the product.
+// The benchmark and the fleet judge nothing by themselves: the one measures parts
+// of the product, the other runs it.
 func independent(pkg string) bool {
-	return strings.HasPrefix(pkg, "loadtest/") && !within(pkg, "loadtest/bench")
+	return strings.HasPrefix(pkg, "loadtest/") && !within(pkg, "loadtest/bench") && !within(pkg, "loadtest/fleet")
 }
 
 func within(pkg, room string) bool { return pkg == room || strings.HasPrefix(pkg, room+"/") }

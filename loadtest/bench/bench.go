@@ -126,9 +126,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
 
-	b.line.begin("starting PostgreSQL and Redis")
+	b.line.begin("starting PostgreSQL, Redis and etcd")
 	b.stack, err = devstack.Start(ctx, devstack.Config{
-		Postgres: &devstack.PostgresConfig{}, Redis: &devstack.RedisConfig{RequireServer: true}, Log: cfg.Logger,
+		Postgres: &devstack.PostgresConfig{}, Redis: &devstack.RedisConfig{RequireServer: true}, Etcd: &devstack.EtcdConfig{}, Log: cfg.Logger,
 	})
 	if err != nil {
 		return err

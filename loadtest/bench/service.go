@@ -59,7 +59,9 @@ func (b *bench) startService(ctx context.Context, name, postgres string, cluster
 		"clusterService": map[string]any{"host": "127.0.0.1", "port": 0},
 		"postgres":       map[string]any{"url": postgres},
 		"redis":          map[string]any{"url": b.stack.Redis.URL()},
-		"log":            map[string]any{"level": "warn", "format": "text"},
+		// Each service has the assignments to itself, as it has its database.
+		"etcd": map[string]any{"endpoints": b.stack.Etcd.Endpoints(), "prefix": fmt.Sprintf("/bench_%d", b.databases)},
+		"log":  map[string]any{"level": "warn", "format": "text"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write the service's configuration: %w", err)

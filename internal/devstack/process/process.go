@@ -29,6 +29,7 @@ type Process struct {
 	PID    int
 	done   chan struct{} // closed when the child has been reaped
 	err    error         // how it ended; read after done
+	state  *os.ProcessState
 	handle *os.Process
 }
 
@@ -59,6 +60,7 @@ func Start(cmd *exec.Cmd, onOurDeath syscall.Signal, as *Account) (*Process, err
 		started <- err
 		if err == nil {
 			p.err = cmd.Wait()
+			p.state = cmd.ProcessState
 			close(p.done)
 		}
 	}()
@@ -78,7 +80,22 @@ func (p *Process) Ended() bool {
 	}
 }
 
-func (p *Process) signal(s syscall.Signal) error {
+// Done is closed when the child has been reaped.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// State says how the child has ended; nil before Done is closed, and if it could
+// not be waited for.
+func (p *Process) State() *os.ProcessState {
+	select {
+	case <-p.done:
+		return p.state
+	default:
+		return nil
+	}
+}
+
+// Signal sends a signal; to a child that has ended it does nothing.
+func (p *Process) Signal(s syscall.Signal) error {
 	if err := p.handle.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
@@ -90,7 +107,7 @@ func (p *Process) signal(s syscall.Signal) error {
 // its log, which logPath names.
 func (p *Process) Stop(ctx context.Context, ask syscall.Signal, logPath string) error {
 	before := p.Ended() || hasEnded(p.PID)
-	if err := p.signal(ask); err != nil {
+	if err := p.Signal(ask); err != nil {
 		return err
 	}
 	select {

@@ -115,7 +115,7 @@ func (p *Process) Kill() error {
 	if p.Ended() {
 		return nil
 	}
-	if err := p.signal(syscall.SIGSTOP); err != nil {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	await(p, func() bool {
@@ -124,7 +124,7 @@ func (p *Process) Kill() error {
 	})
 	tree, err := processTree(p.PID)
 	if err != nil {
-		return errors.Join(err, p.signal(syscall.SIGKILL))
+		return errors.Join(err, p.Signal(syscall.SIGKILL))
 	}
 	var errs []error
 	for i := len(tree) - 1; i >= 1; i-- {
@@ -132,7 +132,7 @@ func (p *Process) Kill() error {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", tree[i].pid, err))
 		}
 	}
-	if err := p.signal(syscall.SIGKILL); err != nil {
+	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	<-p.done

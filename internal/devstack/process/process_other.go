@@ -15,14 +15,14 @@ func setDeathSignal(*syscall.SysProcAttr, syscall.Signal) {}
 // Kill lets PostgreSQL end its own children, which it does at once and
 // without writing anything; other servers end at the same signal.
 func (p *Process) Kill() error {
-	if err := p.signal(syscall.SIGQUIT); err != nil {
+	if err := p.Signal(syscall.SIGQUIT); err != nil {
 		return err
 	}
 	select {
 	case <-p.done:
 		return nil
 	case <-time.After(10 * time.Second):
-		err := p.signal(syscall.SIGKILL)
+		err := p.Signal(syscall.SIGKILL)
 		if err == nil {
 			<-p.done
 		}
