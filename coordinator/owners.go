@@ -44,6 +44,15 @@ func (c *Coordinator) Assigned(id shard.ID) (assigned bool) {
 	return assigned
 }
 
+// OwnerDeaf says whether a shard's owner has said that it cannot hear the
+// shard's cluster.
+func (c *Coordinator) OwnerDeaf(id shard.ID) (deaf bool) {
+	c.link.Look(func(v *table.View) {
+		deaf = v.Loads[v.Shards[id].Value.Owner].Value.Shards[id.String()].Deaf
+	})
+	return deaf
+}
+
 // LeaderPeer is the peer address of the replica that leads, "" if none is known
 // to.
 func (c *Coordinator) LeaderPeer() (incarnation, peer string) {

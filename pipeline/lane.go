@@ -216,10 +216,10 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 			e.memory = *m
 		}
 	}
-	if e.inFlight != nil || e.waiting != nil || e.hash != 0 || e.version != 0 {
-		if e.judge(h, in.generation.Load()) != verdictFresh {
-			return false
-		}
+	if e.inFlight == nil && e.waiting == nil && e.hash == 0 && e.version == 0 {
+		change.First = true
+	} else if e.judge(h, in.generation.Load()) != verdictFresh {
+		return false
 	}
 	switch {
 	case e.waiting == nil:

@@ -4,20 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
-	"github.com/trestle-bridge/trestle/internal/app"
-	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/devstack"
-	"github.com/trestle-bridge/trestle/internal/observe"
 	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/loadtest"
 )
@@ -29,13 +23,11 @@ type dev struct {
 	live     int
 	rate     float64
 	duration time.Duration
-	http     string
-	verbose  bool
+	replicas int
+	logs     string // the folder for logs
 
-	screen  *screen
-	log     *slog.Logger
-	logPath string // empty: the log goes to the screen
-	stack   *devstack.Stack
+	screen *screen
+	stack  *devstack.Stack
 	// database is the URL of the service's database.
 	database string
 }
@@ -48,12 +40,13 @@ func (p *program) dev() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dev",
 		Short: "Run everything on this machine, with simulated clusters that keep talking, until ^C",
-		Long: `Runs the service with a private PostgreSQL, Redis and etcd, and simulated
-workspace clusters that keep sending the lives of instances, until ^C. What comes
-of it is checked as it goes. Nothing is left when it ends, but the log.
+		Long: `Runs replicas of the service with a private PostgreSQL, Redis and etcd, and
+simulated workspace clusters that keep sending the lives of instances, until ^C.
+What comes of it is checked as it goes. Nothing is left when it ends, but the logs.
 
-With --demo it sends for a while, lets a cluster drop its subscriber on the way,
-checks every row and every publish, and exits with 0 only if all are right.`,
+With --demo it sends for a while; on the way one replica is killed, another is
+upgraded, and a cluster drops its subscriber. Then it checks every row and every
+publish, and exits with 0 only if all are right.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !c.Flags().Changed("rate") && d.demo {
@@ -70,6 +63,8 @@ checks every row and every publish, and exits with 0 only if all are right.`,
 				return errors.New("--rate must be from 1 to 100,000")
 			case d.duration < time.Second || d.duration > time.Hour:
 				return errors.New("--duration must be from 1s to 1h")
+			case d.replicas < 1 || d.replicas > 9:
+				return errors.New("--replicas must be from 1 to 9")
 			case c.Flags().Changed("duration") && !d.demo:
 				return errors.New("--duration is for --demo: without, ^C ends it")
 			}
@@ -82,21 +77,26 @@ checks every row and every publish, and exits with 0 only if all are right.`,
 	c.Flags().IntVar(&d.live, "instances", 2000, "instances that are live at once")
 	c.Flags().Float64Var(&d.rate, "rate", 500, "updates a second, of all clusters together (with --demo 3000)")
 	c.Flags().DurationVar(&d.duration, "duration", 20*time.Second, "how long --demo sends")
-	c.Flags().StringVar(&d.http, "http", "127.0.0.1:0", "where the service serves metrics and health")
-	c.Flags().BoolVarP(&d.verbose, "verbose", "v", false, "show the service's log instead of writing it to a file")
+	c.Flags().IntVar(&d.replicas, "replicas", 3, "replicas of the service that share the clusters")
+	c.Flags().StringVar(&d.logs, "logs", "", "folder for the replicas' logs (default: a new one for temporary files)")
 	return c
 }
 
 func (d *dev) run(ctx context.Context, s streams) error {
-	d.screen = newScreen(s.out, d.verbose)
-	closeLog, err := d.openLog(s.err)
-	if err != nil {
-		return err
+	d.screen = newScreen(s.out)
+	publish.LogDriver(slog.New(slog.DiscardHandler))
+	if d.logs == "" {
+		// A folder of its own: others may read what is in the one for temporary
+		// files, and put things into it.
+		dir, err := os.MkdirTemp("", "trestle-dev-")
+		if err != nil {
+			return fmt.Errorf("make a folder for the logs: %w", err)
+		}
+		d.logs = dir
+	} else if err := os.MkdirAll(d.logs, 0o755); err != nil {
+		return fmt.Errorf("make the folder for the logs: %w", err)
 	}
-	// What is written to the log of a run that is over is of no use to anyone.
-	defer closeLog()
-
-	err = d.servers(ctx, func() error { return d.service(ctx) })
+	err := d.servers(ctx, func() error { return d.service(ctx) })
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		if !d.demo {
 			return nil // ^C while starting
@@ -104,27 +104,6 @@ func (d *dev) run(ctx context.Context, s streams) error {
 		return errors.New("stopped before everything was checked")
 	}
 	return err
-}
-
-// openLog makes a folder of its own for the log: others may read what is in the
-// one for temporary files, and put things into it.
-func (d *dev) openLog(stderr io.Writer) (closeLog func() error, err error) {
-	to, closeLog := stderr, func() error { return nil }
-	if !d.verbose {
-		dir, err := os.MkdirTemp("", "trestle-dev-")
-		if err != nil {
-			return nil, fmt.Errorf("make a folder for the log: %w", err)
-		}
-		d.logPath = filepath.Join(dir, "service.log")
-		file, err := os.Create(d.logPath)
-		if err != nil {
-			return nil, fmt.Errorf("open the log: %w", err)
-		}
-		to, closeLog = file, file.Close
-	}
-	d.log, err = observe.NewLogger(to, "text", slog.LevelInfo)
-	publish.LogDriver(d.log.With("component", "redis"))
-	return closeLog, err
 }
 
 // servers runs then while the private servers run.
@@ -147,24 +126,17 @@ func (d *dev) servers(ctx context.Context, then func() error) (err error) {
 	return then()
 }
 
-// running is the service in this process.
-type running struct {
-	url string // of its HTTP server
-	// alive ends when the service has ended; err is why.
-	alive context.Context
-	err   error
-	stop  func()
-}
-
-// service runs the service, plays with it until ctx ends or all has been played,
-// and stops it: everything heard must have been written and published then.
+// service runs the replicas, plays with them until ctx ends or all has been
+// played, and stops them: everything heard must have been written and published
+// then.
 func (d *dev) service(ctx context.Context) error {
 	r, err := d.start(ctx)
 	if err != nil {
 		return err
 	}
+	defer r.close()
 	d.banner(r)
-	// If the service ends by itself, there is nobody to play with.
+	// If a replica ends by itself, there is nobody to play with.
 	playing, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.alive, cancel)()
@@ -176,10 +148,8 @@ func (d *dev) service(ctx context.Context) error {
 		result, err = d.playOn(playing, r)
 	}
 	d.screen.endProgress()
-	r.stop()
-	<-r.alive.Done()
-	if r.err != nil {
-		return fmt.Errorf("the service: %w", r.err)
+	if err := r.stop(context.WithoutCancel(ctx)); err != nil {
+		return err
 	}
 	if err != nil {
 		return err
@@ -188,55 +158,6 @@ func (d *dev) service(ctx context.Context) error {
 		return err
 	}
 	return d.summary(result)
-}
-
-// start returns when the service serves; its tables are there then.
-func (d *dev) start(ctx context.Context) (*running, error) {
-	env := map[string]string{
-		"TRESTLE_POSTGRES_URL":    d.database,
-		"TRESTLE_REDIS_URL":       d.stack.Redis.URL(),
-		"TRESTLE_ETCD_ENDPOINTS":  d.stack.Etcd.Endpoints()[0],
-		"TRESTLE_INSTALLATION":    installation,
-		"TRESTLE_HTTP_ADDRESS":    d.http,
-		"TRESTLE_GRPC_ADDRESS":    "127.0.0.1:0",
-		"TRESTLE_CONSOLE_ADDRESS": "127.0.0.1:0",
-		"TRESTLE_PEER_LISTEN":     "127.0.0.1:0",
-	}
-	version, revision := build()
-	cfg, _, err := config.Load(config.Input{
-		// Not the environment of the user: it may name servers that are no toys.
-		LookupEnv: func(name string) (string, bool) { v, ok := env[name]; return v, ok },
-		Needs:     []config.Need{config.NeedPostgres, config.NeedRedis, config.NeedEtcd},
-		Version:   version,
-	})
-	if err != nil {
-		return nil, err
-	}
-	cfg.ClusterReconcileInterval = time.Second
-
-	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	alive, ended := context.WithCancel(context.WithoutCancel(ctx))
-	r := &running{alive: alive, stop: stop}
-	listening := make(chan net.Addr, 1) // so that nobody waits if we have given up
-	go func() {
-		defer ended()
-		r.err = app.Run(serving, app.Options{
-			Config: *cfg, Version: version, Revision: revision, Logger: d.log,
-			Listening: func(a net.Addr) { listening <- a },
-		})
-	}()
-	select {
-	case a := <-listening:
-		r.url = "http://" + a.String()
-		return r, nil
-	case <-alive.Done():
-		stop()
-		return nil, fmt.Errorf("the service: %w", r.err)
-	case <-ctx.Done():
-		stop()
-		<-alive.Done()
-		return nil, errors.Join(ctx.Err(), r.err)
-	}
 }
 
 // register tells the service of its clusters as an operator would: it finds

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trestle-bridge/trestle/loadtest"
@@ -37,13 +34,16 @@ type result struct {
 	unsettled                     string
 	// folded is the service's own count; rows and hot are the database's.
 	folded, rows, hot int64
+	// events are what was done to the replicas.
+	events []event
 }
 
-// playDemo sends for a while, and checks.
+// playDemo sends for a while, has its way with the replicas meanwhile, and
+// checks.
 func (d *dev) playDemo(ctx context.Context, r *running) (*result, error) {
 	var test *loadtest.Test
-	show := &progress{screen: d.screen, service: r, whole: d.duration}
-	dropped := false
+	show := &progress{screen: d.screen, fleet: r, whole: d.duration}
+	story := newStory(d, r)
 	test, err := loadtest.New(loadtest.Config{
 		Work: loadtest.Work{
 			Shape: loadtest.Steady, Seed: wordSeed, Clusters: d.clusters,
@@ -52,32 +52,41 @@ func (d *dev) playDemo(ctx context.Context, r *running) (*result, error) {
 			Rate: d.rate, Duration: d.duration, Odd: oddShare, Burst: bursts,
 		},
 		Postgres: d.database, Redis: d.stack.Redis.URL(), Installation: installation,
-		Register: d.register, Sample: true, Logger: d.log,
+		Register: d.register, Sample: true,
 		// The service looks twice at a cluster that is new to it. What is sent
 		// after that is checked update by update.
 		Snapshots:        2,
+		Begin:            story.begin,
 		ProgressInterval: d.screen.interval(),
 		Progress: func(p loadtest.Progress) {
-			if victim := test.Clusters()[d.clusters/2]; !dropped && p.Elapsed > d.duration*6/10 {
-				dropped = true
-				victim.Drop()
-				d.screen.say(fmt.Sprintf("  %s drops its subscriber, as if its buffer were full", victim.Name()))
+			for _, line := range story.news() {
+				d.screen.say(line)
 			}
 			show.show(ctx, p.Elapsed, counts{p.Sent, p.Publishes, p.Pending, test.Ledger().Latency()})
 		},
+		// A crash takes a while to be found, a restarted replica to begin.
+		Silence: 10 * time.Second,
 	})
 	if err != nil {
 		return nil, err
 	}
+	telling, stop := context.WithCancel(ctx)
+	defer stop()
+	told := make(chan error, 1) // one value, even if nobody waits for it
+	go func() { told <- story.tell(telling, test) }()
 	report, err := test.Run(ctx)
 	if err != nil {
+		stop()
+		return nil, errors.Join(err, <-told)
+	}
+	if err := <-told; err != nil {
 		return nil, err
 	}
 	return &result{
 		sent: report.Sent, repeats: report.Repeats, stale: report.Stale, invalid: report.Invalid,
 		publishes: report.Publishes, sending: report.Sending,
 		latency: report.Latency, drops: report.Drops, verdict: report.Verdict, unsettled: report.Unsettled,
-		folded: r.folded(ctx),
+		folded: r.folded(ctx), events: story.events,
 	}, nil
 }
 
@@ -90,7 +99,7 @@ func (d *dev) playOn(ctx context.Context, r *running) (*result, error) {
 	var clusters []*sim.Cluster
 	var addresses []loadtest.Cluster
 	for n := range d.clusters {
-		c, err := sim.New(sim.Config{Name: fmt.Sprintf("sim-%03d", n), ForgetStopped: time.Minute, Logger: d.log})
+		c, err := sim.New(sim.Config{Name: fmt.Sprintf("sim-%03d", n), ForgetStopped: time.Minute})
 		if err != nil {
 			end()
 			return nil, errors.Join(err, parts.Wait())
@@ -115,7 +124,7 @@ func (d *dev) talk(ctx context.Context, r *running, clusters []*sim.Cluster, add
 	if err := d.register(ctx, addresses); err != nil {
 		return nil, err
 	}
-	show := &progress{screen: d.screen, service: r}
+	show := &progress{screen: d.screen, fleet: r}
 	ended := make(chan error, 1) // one value, even if nobody waits for it
 	go func() { ended <- t.Run(ctx) }()
 	tick := time.NewTicker(d.screen.interval())
@@ -144,40 +153,9 @@ func (d *dev) talk(ctx context.Context, r *running, clusters []*sim.Cluster, add
 	}
 }
 
-// metrics asks the service for the sums of its metrics over all labels.
-func (r *running) metrics(ctx context.Context) (map[string]float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+"/metrics", nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask for metrics: %w", err)
-	}
-	request.Close = true // no connection is left for the service to wait for
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("ask for metrics: %w", err)
-	}
-	defer response.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(response.Body)
-	if err != nil {
-		return nil, fmt.Errorf("read metrics: %w", err)
-	}
-	sums := make(map[string]float64, len(families))
-	for name, family := range families {
-		for _, m := range family.GetMetric() {
-			sums[name] += m.GetCounter().GetValue() + m.GetGauge().GetValue()
-		}
-	}
-	return sums, nil
-}
-
-// folded is how many updates were written together with a later one, by the
-// service's own count; 0 if it does not say.
+// folded is how many updates were written together with a later one. What a
+// replica had counted that was killed is not in it.
 func (r *running) folded(ctx context.Context) int64 {
-	m, err := r.metrics(ctx)
-	if err != nil {
-		return 0
-	}
-	return int64(m["trestle_pipeline_folded_updates_total"] - m["trestle_pipeline_changes_total"])
+	m := r.sum(ctx, "trestle_pipeline_folded_updates_total", "trestle_pipeline_changes_total")
+	return int64(max(0, m["trestle_pipeline_folded_updates_total"]-m["trestle_pipeline_changes_total"]))
 }

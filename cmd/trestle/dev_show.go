@@ -26,13 +26,12 @@ type screen struct {
 	open bool
 }
 
-// newScreen makes a screen of w. If others write to the same terminal, no line
-// can be written over.
-func newScreen(w io.Writer, shared bool) *screen {
+// newScreen makes a screen of w.
+func newScreen(w io.Writer) *screen {
 	s := &screen{out: w}
 	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) && os.Getenv("TERM") != "dumb" {
 		s.fd = int(file.Fd())
-		s.terminal = !shared
+		s.terminal = true
 		s.colour = os.Getenv("NO_COLOR") == ""
 	}
 	return s
@@ -117,10 +116,10 @@ func (d *dev) banner(r *running) {
 	s.fact("Redis", redis.Kind())
 	s.fact("", s.paint(bold, fmt.Sprintf("redis-cli -h %s -p %s subscribe chan:workspace-instances", host, port)))
 	s.fact("etcd", d.stack.Etcd.Kind()+", "+d.stack.Etcd.Endpoints()[0])
-	s.fact("Trestle", s.paint(bold, "curl "+r.url+"/metrics")+"   (/healthz, /readyz)")
-	if d.logPath != "" {
-		s.fact("", "its log: "+d.logPath)
+	for _, replica := range r.fleet.Living() {
+		s.fact(replica.Name, s.paint(bold, "curl http://"+replica.HTTP+"/metrics")+"   (/healthz, /readyz)   gRPC "+replica.GRPC)
 	}
+	s.fact("", "logs in "+d.logs)
 }
 
 // counts are the sums that progress shows.
@@ -132,8 +131,8 @@ type counts struct {
 
 // progress shows counts as they grow. It belongs to one goroutine.
 type progress struct {
-	screen  *screen
-	service *running
+	screen *screen
+	fleet  *running
 	// whole is how long it takes, 0: nobody knows.
 	whole time.Duration
 
@@ -152,10 +151,8 @@ func (p *progress) show(ctx context.Context, elapsed time.Duration, now counts) 
 		}
 		return
 	}
-	committed := "-"
-	if m, err := p.service.metrics(ctx); err == nil {
-		committed = comma(m["trestle_pipeline_changes_total"])
-	}
+	// What a killed replica had counted is gone with it.
+	committed := comma(p.fleet.sum(ctx, "trestle_pipeline_changes_total")["trestle_pipeline_changes_total"])
 	rate := float64(now.sent-p.before.sent) / (elapsed - p.elapsed).Seconds()
 	recent := now.latency.Since(&p.before.latency)
 	p.elapsed, p.before = elapsed, now
@@ -194,6 +191,9 @@ func (d *dev) summary(r *result) error {
 		row("drops by a cluster", int64(r.drops), "healed by a new subscription and a snapshot")
 	}
 	s.say(fmt.Sprintf("  %-22s p50 %s, p99 %s, longest %s", "from send to publish", short(r.latency.P50), short(r.latency.P99), short(r.latency.Max)))
+	for _, e := range r.events {
+		s.say(fmt.Sprintf("  %-22s longest %s   %s", e.name, short(e.longest), s.paint(dim, e.note)))
+	}
 	s.say("")
 	row("instances checked", int64(v.Instances), fmt.Sprintf("%s of them update by update, the others for their latest state", comma(v.Exact)))
 	bad := 0

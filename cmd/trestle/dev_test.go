@@ -47,8 +47,9 @@ func runDev(t *testing.T, ctx context.Context, seen func(string), args ...string
 		t.Skip("needs PostgreSQL")
 	}
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	t.Setenv(asProgram, "yes") // the replicas are this binary
 	stdout, stderr := &watched{seen: seen}, &locked{}
-	code = run(ctx, append([]string{"dev", "--verbose"}, args...), streams{out: stdout, err: stderr}, func(string) (string, bool) { return "", false })
+	code = run(ctx, append([]string{"dev", "--logs", t.TempDir()}, args...), streams{out: stdout, err: stderr}, func(string) (string, bool) { return "", false })
 	return code, stdout.text.String(), stderr.text.String()
 }
 
@@ -100,7 +101,7 @@ func TestDevStopsWhileStarting(t *testing.T) {
 
 func TestDevSaysWhatIsMissing(t *testing.T) {
 	t.Setenv("PG_BIN", t.TempDir())
-	code, _, errOut := call(t, nil, "dev", "--demo", "--verbose")
+	code, _, errOut := call(t, nil, "dev", "--demo", "--logs", t.TempDir())
 	if code != exitFailure || !strings.Contains(errOut, "PG_BIN") {
 		t.Errorf("exits with %d: %s", code, errOut)
 	}
@@ -118,7 +119,7 @@ func TestDevFlags(t *testing.T) {
 
 func TestSummaryShowsWhatIsWrong(t *testing.T) {
 	var out bytes.Buffer
-	d := &dev{screen: newScreen(&out, false)}
+	d := &dev{screen: newScreen(&out)}
 	v := &ledger.Verdict{Instances: 20, Exact: 19, Lost: 12, Doubled: 1}
 	for range 12 {
 		v.Differences = append(v.Differences, oracle.Difference{Kind: oracle.Lost, Instance: "an-id", Field: "status_version", Want: "2", Got: "1"})

@@ -252,17 +252,23 @@ func (w *world) serve(args ...string) *process {
 // serving are the arguments of serve.
 func (w *world) serving(more ...string) []string {
 	w.t.Helper()
-	u, err := url.Parse(w.url)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	u.Host = w.postgres.Addr()
-	return append([]string{"serve", "--postgres.url", u.String(), "--redis.url", "redis://" + w.redis.Addr(),
+	return append([]string{"serve", "--postgres.url", w.through(), "--redis.url", "redis://" + w.redis.Addr(),
 		"--etcd.endpoints", w.stack.Etcd.Endpoints()[0], "--etcd.leaseSeconds", "2", "--peer.listen", "127.0.0.1:0",
 		// The same name at every start: the loss of many names at once is
 		// taken for the fault of a network.
 		"--replica.id", "replica",
 		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, more...)
+}
+
+// through is the database's URL by way of its proxy.
+func (w *world) through() string {
+	w.t.Helper()
+	u, err := url.Parse(w.url)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	u.Host = w.postgres.Addr()
+	return u.String()
 }
 
 // register puts the clusters of a load test into the registry.

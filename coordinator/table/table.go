@@ -159,6 +159,8 @@ type Measured struct {
 	Live int     `json:"live,omitempty"`
 	// Lag is the age of the oldest update that is not committed.
 	Lag time.Duration `json:"lag,omitempty"`
+	// Deaf says that the cluster cannot be heard.
+	Deaf bool `json:"deaf,omitempty"`
 	// LastEvent is when the cluster was heard last.
 	LastEvent time.Time `json:"lastEvent,omitzero"`
 }

@@ -167,6 +167,7 @@ func Run(ctx context.Context, o Options) error {
 		Quarantined: db.Quarantined,
 		Client:      hearing,
 		Succeeded:   func() bool { return replicas.coordinator.Others() },
+		OwnerDeaf:   func(id shard.ID) bool { return replicas.coordinator.OwnerDeaf(id) },
 		Logger:      log.With("component", "worker"),
 	})
 	if err != nil {

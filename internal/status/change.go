@@ -48,6 +48,9 @@ type Change struct {
 	FirstAt, LastAt time.Time
 	// Updates counts the updates folded in.
 	Updates int
+	// First says that nothing was known of the instance when the first of them
+	// was heard, as after a change of owner: the row may say all of it already.
+	First bool
 	// Trace is the trace context of the last update that had one.
 	Trace string
 
@@ -119,7 +122,7 @@ func (c *Change) Fold(next *Change) bool {
 		return false
 	}
 	steps, prebuild := c.steps, c.prebuild
-	first := c.FirstAt
+	first, at := c.First, c.FirstAt
 	updates := c.Updates + next.Updates
 	trace := firstText(next.Trace, c.Trace)
 
@@ -140,7 +143,7 @@ func (c *Change) Fold(next *Change) bool {
 	}
 
 	*c = *next
-	c.FirstAt, c.Updates, c.Trace = first, updates, trace
+	c.First, c.FirstAt, c.Updates, c.Trace = first, at, updates, trace
 	c.steps, c.prebuild = compact(steps), prebuild
 	return true
 }

@@ -521,3 +521,42 @@ func TestTwoInstancesOfOneWorkspace(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 }
+
+// What another owner has written, or skipped as a repeat, is neither written nor
+// told again by one that hears it for the first time.
+func TestFirstHeard(t *testing.T) {
+	b := newBench(t)
+	b.insert(plainRow(1))
+	said := func(version uint64, first bool, with ...func(*wsman.WorkspaceStatus)) *status.Change {
+		c := change(t, statusOf(testID(1), version, append(with, inPhase(wsman.WorkspacePhase_RUNNING))...), statustest.Epoch)
+		c.First = first
+		return c
+	}
+	if got := b.apply(said(5, true)); got.Results[0].Outcome != store.Applied {
+		t.Fatalf("%+v", got)
+	}
+	row := b.row(testID(1))
+	commit := b.apply(said(8, true))
+	if got := commit.Results[0]; got.Outcome != store.Unchanged || got.Stored != 5 || len(commit.Outbox) != 0 {
+		t.Fatalf("%+v", commit)
+	}
+	b.same("heard again", b.row(testID(1)), row)
+	// One that was heard before has been compared with what was heard.
+	if got := b.apply(said(8, false)); got.Results[0].Outcome != store.Applied {
+		t.Fatalf("%+v", got)
+	}
+	for name, with := range map[string]func(*wsman.WorkspaceStatus){
+		"message": func(s *wsman.WorkspaceStatus) { s.Message = "another" },
+		"url":     func(s *wsman.WorkspaceStatus) { s.Spec.Url = "https://another.dev" },
+		"failed":  func(s *wsman.WorkspaceStatus) { s.Conditions.Failed = "it has" },
+		"phase":   inPhase(wsman.WorkspacePhase_INTERRUPTED),
+	} {
+		version := b.row(testID(1)).Version + 1
+		s := statusOf(testID(1), version, inPhase(wsman.WorkspacePhase_RUNNING), with)
+		c := change(t, s, statustest.Epoch)
+		c.First = true
+		if got := b.apply(c); got.Results[0].Outcome != store.Applied {
+			t.Errorf("another %s: %+v", name, got)
+		}
+	}
+}

@@ -61,6 +61,26 @@ func (m *member) owned() bool {
 	return m.fence != shard.Fence{}
 }
 
+// hears says whether the cluster can be heard now.
+func (m *member) hears() bool {
+	m.mu.Lock()
+	client := m.client
+	m.mu.Unlock()
+	return client != nil && client.State().Connected
+}
+
+// deaf says whether it was tried to hear the cluster where it is now, in vain.
+func (m *member) deaf() bool {
+	m.mu.Lock()
+	client, unknown := m.client, m.cluster.URL == ""
+	m.mu.Unlock()
+	if client == nil {
+		return unknown
+	}
+	state := client.State()
+	return !state.Connected && state.Reconnects > 0
+}
+
 // retarget says where the cluster is.
 func (m *member) retarget(cluster upstream.Cluster) {
 	m.mu.Lock()
@@ -179,13 +199,10 @@ func (m *member) watchReady() {
 			case <-ctx.Done():
 				return
 			}
-			m.mu.Lock()
-			owned, client := m.fence != shard.Fence{}, m.client
-			m.mu.Unlock()
-			if owned {
+			if m.owned() {
 				return
 			}
-			if !client.State().Connected {
+			if !m.hears() && !m.w.cfg.OwnerDeaf(m.id) {
 				m.w.signal(ctx, coordinator.Signal{Shard: m.id})
 				return
 			}
@@ -267,7 +284,7 @@ func (m *member) measure(now time.Time, since time.Duration) (coordinator.Measur
 	if !owned {
 		return coordinator.Measured{}, false
 	}
-	measured := coordinator.Measured{Rate: m.rate}
+	measured := coordinator.Measured{Rate: m.rate, Deaf: m.deaf()}
 	if oldest := m.intake.Oldest(); !oldest.IsZero() {
 		measured.Lag = max(now.Sub(oldest), 0)
 	}

@@ -47,6 +47,8 @@ type Config struct {
 	// Succeeded says whether another replica would publish what this one leaves
 	// in the outbox.
 	Succeeded func() bool
+	// OwnerDeaf says whether the owner of a shard cannot hear its cluster.
+	OwnerDeaf func(id shard.ID) bool
 	Logger    *slog.Logger
 }
 
@@ -74,8 +76,8 @@ var errStopped = errors.New("the worker does not run")
 
 // New checks the configuration and starts nothing.
 func New(cfg Config) (*Worker, error) {
-	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Succeeded == nil || cfg.Logger == nil {
-		return nil, errors.New("worker: pipeline, quarantined, succeeded and logger are required")
+	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.Logger == nil {
+		return nil, errors.New("worker: pipeline, quarantined, succeeded, owner deaf and logger are required")
 	}
 	return &Worker{
 		cfg:      cfg,
@@ -142,7 +144,8 @@ func (w *Worker) member(id shard.ID) *member {
 }
 
 // Prepare begins to hear a shard's cluster and returns when a snapshot of it has
-// been buffered.
+// been buffered. A cluster that neither this replica nor the owner can reach is
+// ready as it is: a cluster that is down must not keep a replica from leaving.
 func (w *Worker) Prepare(ctx context.Context, id shard.ID) error {
 	m := w.member(id)
 	if m != nil && m.owned() {
@@ -154,15 +157,22 @@ func (w *Worker) Prepare(ctx context.Context, id shard.ID) error {
 			return fmt.Errorf("prepare %s: %w", id, err)
 		}
 	}
-	select {
-	case <-m.synced:
-		m.watchReady()
-		return nil
-	case <-m.left():
-		return fmt.Errorf("prepare %s: %w", id, errStopped)
-	case <-ctx.Done():
-		return fmt.Errorf("prepare %s: %w", id, ctx.Err())
+	tick := time.NewTicker(readyInterval)
+	defer tick.Stop()
+	for ready := false; !ready; {
+		select {
+		case <-m.synced:
+			ready = true
+		case <-tick.C:
+			ready = m.deaf() && w.cfg.OwnerDeaf(id)
+		case <-m.left():
+			return fmt.Errorf("prepare %s: %w", id, errStopped)
+		case <-ctx.Done():
+			return fmt.Errorf("prepare %s: %w", id, ctx.Err())
+		}
 	}
+	m.watchReady()
+	return nil
 }
 
 // Own writes the shard under this fence from now on. A shard that is written

@@ -29,7 +29,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/devstack/process"
 )
 
-// Config says what to run. All but Env is required.
+// Config says what to run. All but Args and Env is required.
 type Config struct {
 	// Binary is the path of trestle.
 	Binary string
@@ -56,8 +56,8 @@ type Fleet struct {
 
 // New starts nothing.
 func New(cfg Config) (*Fleet, error) {
-	if cfg.Binary == "" || len(cfg.Args) == 0 || cfg.Dir == "" || cfg.Stop <= 0 {
-		return nil, errors.New("a fleet needs a binary, arguments, a folder and a time to stop")
+	if cfg.Binary == "" || cfg.Dir == "" || cfg.Stop <= 0 {
+		return nil, errors.New("a fleet needs a binary, a folder and a time to stop")
 	}
 	return &Fleet{cfg: cfg}, nil
 }
