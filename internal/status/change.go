@@ -49,7 +49,7 @@ type Change struct {
 	// Updates counts the updates folded in.
 	Updates int
 	// First says that nothing was known of the instance when the first of them
-	// was heard, as after a change of owner: the row may say all of it already.
+	// was heard, as after a change of owner: it may repeat what is stored.
 	First bool
 	// Trace is the trace context of the last update that had one.
 	Trace string

@@ -139,7 +139,7 @@ func encodeBatch(b Batch, installation string, lifecycle bool) (input, error) {
 	params = append(params, spokenConditions(), []byte(installation),
 		binary.BigEndian.AppendUint32(nil, uint32(b.Lane)), binary.BigEndian.AppendUint64(nil, uint64(b.Seq)))
 	params = append(params, encodeRefs(b.Published)...)
-	params = append(params, e.first.param())
+	params = append(params, e.hash.param(), e.first.param())
 	return input{parts: e.parts, params: append(params, e.partParams()...)}, nil
 }
 
@@ -195,7 +195,7 @@ type entryArrays struct {
 	position, fence, id, version, ideURL, document array
 	phase, cleared, failed, kept                   array
 	deployedAt, runningAt, stoppingAt, stoppedAt   array
-	first                                          array
+	hash, first                                    array
 	// Of the parts.
 	rung, revived, openStopAt, laterStopAt, further array
 	metrics, measured                               array
@@ -209,8 +209,8 @@ func newEntryArrays(n int) *entryArrays {
 		version: newArray(oidInt8, n, 8), ideURL: newArray(oidText, n, 64), document: newArray(oidJSONB, n, 640),
 		phase: newArray(oidText, n, 12), cleared: newArray(oidBool, n, 1), failed: newArray(oidText, n, 0), kept: newArray(oidJSONB, n, 160),
 		deployedAt: times(), runningAt: times(), stoppingAt: times(), stoppedAt: times(),
-		first: newArray(oidBool, n, 1),
-		rung:  newArray(oidInt8, n, 8), revived: newArray(oidBool, n, 1), openStopAt: times(), laterStopAt: times(), further: newArray(oidJSONB, n, 0),
+		hash: newArray(oidInt8, n, 8), first: newArray(oidBool, n, 1),
+		rung: newArray(oidInt8, n, 8), revived: newArray(oidBool, n, 1), openStopAt: times(), laterStopAt: times(), further: newArray(oidJSONB, n, 0),
 		metrics: newArray(oidText, n, 64), measured: newArray(oidInt8, n, 8),
 		steps: newArray(oidJSONB, n, 0),
 	}
@@ -234,7 +234,8 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 	e.runningAt.time(first.RunningAt)
 	e.stoppingAt.time(first.StoppingAt)
 	e.stoppedAt.time(first.StoppedAt)
-	e.first.bool(c.First)
+	e.hash.int8(int64(c.Hash))
+	e.first.bool(c.First && len(rungs) == 1)
 
 	var further []byte
 	if len(rungs) > 1 {

@@ -56,15 +56,11 @@ fence AS MATERIALIZED (
 -- row is locked, the rung is chosen, the outcome judged, the values computed.
 judged AS MATERIALIZED (
     SELECT
-        n.position, n.fence, n.id, n.version, n.ide_url,
+        n.position, n.fence, n.id, n.version, n.ide_url, n.hash,
         CASE
-            -- Nothing differs but the version. Only unversioned changes are
-            -- looked at, and those that were the first that was heard of their
-            -- instance: what another owner has written, or skipped as a repeat,
-            -- is neither written nor told again. The others were compared with
-            -- what was heard before them, for less.
-            WHEN n.outcome = 1 AND (n.version = 0 OR n.first_heard) AND n.phase = n.old_phase
-                AND n.status - 'version' = n.old_status - 'version'
+            -- Unversioned, and nothing differs. Versioned changes differ in
+            -- their version at least.
+            WHEN n.outcome = 1 AND n.version = 0 AND n.status = n.old_status AND n.phase = n.old_phase
                 AND n.ide_url IS NOT DISTINCT FROM n.old_ide_url
                 AND (n.deployed, n.started, n.stopping, n.stopped)
                     IS NOT DISTINCT FROM (n.old_deployed, n.old_started, n.old_stopping, n.old_stopped)
@@ -88,7 +84,7 @@ judged AS MATERIALIZED (
         {{if .Prebuilds}}, n.floor, n.steps{{end}}
     FROM (
         SELECT
-            r.position, r.fence, r.id, r.version, r.ide_url, r.first_heard, r.outcome, r.conditions,
+            r.position, r.fence, r.id, r.version, r.ide_url, r.hash, r.outcome, r.conditions,
             r.workspace_id, r.owner_id, r.region, r.old_creation AS creation,
             r.old_version, r.old_deployed, r.old_started, r.old_stopping, r.old_stopped, r.old_ide_url, r.old_phase,
             r.old_status, r.old_conditions,
@@ -136,7 +132,7 @@ judged AS MATERIALIZED (
             {{if .Prebuilds}}, r.floor, r.steps{{end}}
         FROM (
             SELECT
-                c.position, c.fence, c.id, c.version, c.ide_url, c.first_heard, c.document, c.document -> 'conditions' AS conditions,
+                c.position, c.fence, c.id, c.version, c.ide_url, c.hash, c.document, c.document -> 'conditions' AS conditions,
                 c.workspace_id, coalesce(c.owner_id::text, '') AS owner_id, c.region,
                 c.old_creation, c.old_version, c.old_deployed, c.old_started, c.old_stopping, c.old_stopped, c.old_ide_url, c.old_phase,
                 c.old_status,
@@ -148,6 +144,7 @@ judged AS MATERIALIZED (
                     WHEN c.workspace_id IS NULL THEN 4
                     WHEN c.region NOT IN (c.cluster, '', $20::text) THEN 5
                     WHEN NOT c.counts THEN 3
+                    WHEN c.repeats THEN 2
                     ELSE 1
                 END AS outcome,
                 CASE
@@ -160,8 +157,8 @@ judged AS MATERIALIZED (
                 {{if .Prebuilds}}, c.floor, c.steps{{end}}
             FROM (
                 SELECT
-                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.first_heard, l.document, l.phase AS document_phase,
-                    l.workspace_id, l.owner_id, l.region, l.floor,
+                    l.position, l.fence, l.cluster, l.id, l.version, l.ide_url, l.hash, l.document, l.phase AS document_phase,
+                    l.workspace_id, l.owner_id, l.region, l.floor, l.repeats,
                     l.old_creation, l.old_version, l.old_deployed, l.old_started, l.old_stopping, l.old_stopped,
                     l.old_ide_url, l.old_phase, l.old_status, l.old_conditions,
                     {{- if .Folded}}
@@ -189,7 +186,7 @@ judged AS MATERIALIZED (
                     {{if .Prebuilds}}, l.steps{{end}}
                 FROM (
                     SELECT
-                        e.position, e.fence, e.cluster, e.id, e.version, e.ide_url, e.first_heard, e.document,
+                        e.position, e.fence, e.cluster, e.id, e.version, e.ide_url, e.hash, e.document,
                         e.phase, e.cleared, e.failed, e.kept, e.deployed_at, e.running_at, e.stopping_at, e.stopped_at,
                         {{if .Folded}}e.revived, e.open_stop_at, e.later_stop_at, e.further,{{end}}
                         {{if .Metrics}}e.metrics, e.measured, i.measured AS old_measured,{{end}}
@@ -203,11 +200,15 @@ judged AS MATERIALIZED (
                         CASE WHEN jsonb_typeof(i.status) = 'object' THEN i.status ELSE '{}' END AS old_status,
                         CASE WHEN jsonb_typeof(i.status -> 'conditions') = 'object' THEN i.status -> 'conditions' ELSE '{}' END AS old_conditions,
                         i.status_version AS old_version, i.floor,
+                        -- Equal to what the row was told last, but for the
+                        -- version: another owner has written it. Where this
+                        -- one had heard the instance before, it has compared.
+                        e.first AND i.heard = hashint8extended(e.hash, i.status_version) AND NOT i.swept AS repeats,
                         CASE WHEN e.rung = 0 THEN i.status_version = 0 ELSE e.rung > i.floor END AS first,
                         (SELECT w.owner_id FROM workspace w WHERE w.id = i.workspace_id) AS owner_id
                     FROM (
                         SELECT
-                            u.position, u.fence, (SELECT clusters FROM fence)[u.fence] AS cluster, u.id, u.version, u.ide_url, u.first_heard, u.document,
+                            u.position, u.fence, (SELECT clusters FROM fence)[u.fence] AS cluster, u.id, u.version, u.ide_url, u.hash, u.first, u.document,
                             u.phase, u.cleared, u.failed, u.kept, u.deployed_at, u.running_at, u.stopping_at, u.stopped_at,
                             {{if .Folded}}u.revived, u.open_stop_at, u.later_stop_at, u.further,{{end}}
                             {{if .Metrics}}u.metrics, u.measured,{{end}}
@@ -216,14 +217,14 @@ judged AS MATERIALIZED (
                         FROM unnest(
                             $5::int[], $6::int[], $7::uuid[], $8::bigint[], $9::text[], $10::jsonb[],
                             $11::text[], $12::bool[], $13::text[], $14::jsonb[],
-                            $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $28::bool[]
+                            $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $28::bigint[], $29::bool[]
                             {{if .Folded}}, {{arg "rung"}}::bigint[], {{arg "revived"}}::bool[], {{arg "open_stop_at"}}::timestamptz[],
                             {{arg "later_stop_at"}}::timestamptz[], {{arg "further"}}::jsonb[]{{end}}
                             {{if .Metrics}}, {{arg "metrics"}}::text[], {{arg "measured"}}::bigint[]{{end}}
                             {{if .Prebuilds}}, {{arg "steps"}}::jsonb[]{{end}}
                         ) AS u (
                             position, fence, id, version, ide_url, document, phase, cleared, failed, kept,
-                            deployed_at, running_at, stopping_at, stopped_at, first_heard
+                            deployed_at, running_at, stopping_at, stopped_at, hash, first
                             {{if .Folded}}, rung, revived, open_stop_at, later_stop_at, further{{end}}
                             {{if .Metrics}}, metrics, measured{{end}}
                             {{if .Prebuilds}}, steps{{end}}
@@ -233,7 +234,7 @@ judged AS MATERIALIZED (
                     -- Locked in the order given, which is that of the ids.
                     LEFT JOIN LATERAL (
                         SELECT i.workspace_id::text, coalesce(i.region::text, '') AS region, i.creation_time, i.deployed_time, i.started_time,
-                            i.stopping_time, i.stopped_time, i.ide_url, i.phase, i.status_version, i.status
+                            i.stopping_time, i.stopped_time, i.ide_url, i.phase, i.status_version, i.status, i.heard, i.swept
                             {{if .Metrics}}, i.measured{{end}},
                             -- A swept row counts as one version older than it
                             -- is: what it held, heard again, revives it.
@@ -269,7 +270,7 @@ judged AS MATERIALIZED (
 
 written AS (
     UPDATE workspace_instance i
-    SET status_version = j.version, swept = false, phase = j.phase, ide_url = j.ide_url,
+    SET status_version = j.version, heard = hashint8extended(j.hash, j.version), swept = false, phase = j.phase, ide_url = j.ide_url,
         deployed_time = j.deployed, started_time = j.started, stopping_time = j.stopping, stopped_time = j.stopped,
         status = j.status{{if .Metrics}}, measured = j.measured{{end}}
     FROM judged j

@@ -522,41 +522,49 @@ func TestTwoInstancesOfOneWorkspace(t *testing.T) {
 	}
 }
 
-// What another owner has written, or skipped as a repeat, is neither written nor
-// told again by one that hears it for the first time.
-func TestFirstHeard(t *testing.T) {
+// What another owner has written, and skipped as a repeat since, is neither
+// written nor told again by one that hears it for the first time.
+func TestRepeatOfWhatIsStored(t *testing.T) {
 	b := newBench(t)
 	b.insert(plainRow(1))
-	said := func(version uint64, first bool, with ...func(*wsman.WorkspaceStatus)) *status.Change {
-		c := change(t, statusOf(testID(1), version, append(with, inPhase(wsman.WorkspacePhase_RUNNING))...), statustest.Epoch)
-		c.First = first
+	said := func(version uint64, with ...func(*wsman.WorkspaceStatus)) *status.Change {
+		c := change(t, statusOf(testID(1), version, append([]func(*wsman.WorkspaceStatus){inPhase(running)}, with...)...), statustest.Epoch)
+		c.First = true
 		return c
 	}
-	if got := b.apply(said(5, true)); got.Results[0].Outcome != store.Applied {
-		t.Fatalf("%+v", got)
-	}
-	row := b.row(testID(1))
-	commit := b.apply(said(8, true))
-	if got := commit.Results[0]; got.Outcome != store.Unchanged || got.Stored != 5 || len(commit.Outbox) != 0 {
-		t.Fatalf("%+v", commit)
-	}
-	b.same("heard again", b.row(testID(1)), row)
-	// One that was heard before has been compared with what was heard.
-	if got := b.apply(said(8, false)); got.Results[0].Outcome != store.Applied {
-		t.Fatalf("%+v", got)
-	}
-	for name, with := range map[string]func(*wsman.WorkspaceStatus){
-		"message": func(s *wsman.WorkspaceStatus) { s.Message = "another" },
-		"url":     func(s *wsman.WorkspaceStatus) { s.Spec.Url = "https://another.dev" },
-		"failed":  func(s *wsman.WorkspaceStatus) { s.Conditions.Failed = "it has" },
-		"phase":   inPhase(wsman.WorkspacePhase_INTERRUPTED),
-	} {
-		version := b.row(testID(1)).Version + 1
-		s := statusOf(testID(1), version, inPhase(wsman.WorkspacePhase_RUNNING), with)
-		c := change(t, s, statustest.Epoch)
-		c.First = true
-		if got := b.apply(c); got.Results[0].Outcome != store.Applied {
-			t.Errorf("another %s: %+v", name, got)
+	expect := func(what string, c *status.Change, outcome store.Outcome, stored uint64) {
+		t.Helper()
+		commit := b.apply(c)
+		got := commit.Results[0]
+		if got.Outcome != outcome || got.Stored != stored || len(commit.Outbox) > 0 != (outcome == store.Applied) {
+			t.Errorf("%s: %+v", what, commit)
 		}
+	}
+	expect("the first", said(5), store.Applied, 5)
+	row := b.row(testID(1))
+	expect("a repeat", said(8), store.Unchanged, 5)
+	b.same("a repeat", b.row(testID(1)), row)
+
+	// Nothing of the row differs, yet it says something else.
+	snapshot := func(s *wsman.WorkspaceStatus) { s.Conditions.Snapshot = "a snapshot" }
+	expect("another status", said(9, snapshot), store.Applied, 9)
+	expect("what was said before that", said(10), store.Applied, 10)
+	known := said(11)
+	known.First = false
+	expect("said by one who has compared it", known, store.Applied, 11)
+
+	folded := said(12, snapshot)
+	if !folded.Fold(said(13)) {
+		t.Fatal("not folded")
+	}
+	expect("there and back", folded, store.Applied, 13)
+
+	// Others write rows, too: whoever changes the version has told it something.
+	b.exec(`UPDATE workspace_instance SET status_version = 14`)
+	expect("after another's write", said(15), store.Applied, 15)
+	b.exec(`UPDATE workspace_instance SET swept = true`)
+	expect("after a sweep", said(16), store.Applied, 16)
+	if b.row(testID(1)).Swept {
+		t.Error("the row is still marked as swept")
 	}
 }

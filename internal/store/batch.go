@@ -48,8 +48,8 @@ type Outcome uint8
 const (
 	// Applied: the row has changed.
 	Applied Outcome = iota + 1
-	// Unchanged: the row says all of it but the version, which stays. Only
-	// changes without a version, or with First, are looked at so closely.
+	// Unchanged: the change has no version and says what the row says, or is
+	// the first that was heard, and a repeat of what the row was told last.
 	Unchanged
 	// Stale: the row is at that version or beyond it.
 	Stale

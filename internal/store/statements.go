@@ -40,7 +40,7 @@ type applyStatements [applyVariants]statement
 
 // The parameters that every variant has. Those of the parts follow, in the
 // order in which the statement names them.
-const applyParameters = 28
+const applyParameters = 29
 
 func newApplyStatements() (*applyStatements, error) {
 	next := 0
