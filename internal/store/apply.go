@@ -33,7 +33,7 @@ func (s *Store) Apply(ctx context.Context, b Batch) (commit Commit, err error) {
 	if len(b.Entries) == 0 && len(b.Published) == 0 {
 		return Commit{}, nil
 	}
-	in, err := encodeBatch(b, s.installation, s.lifecycle)
+	in, err := s.encodeBatch(b)
 	if err != nil {
 		return Commit{}, err
 	}
@@ -62,7 +62,7 @@ func (s *Store) execute(ctx context.Context, in input, entries int) ([]Result, e
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	defer conn.Release()
-	st := s.statements[in.parts.index()]
+	st := in.statement
 	prepared, err := conn.Conn().Prepare(ctx, st.name, st.sql)
 	if err != nil {
 		return nil, fmt.Errorf("prepare: %w", err)
@@ -102,13 +102,14 @@ func isOutdated(err error) bool {
 	return errors.As(err, &refused) && (refused.Code == "26000" || refused.Code == "0A000")
 }
 
-// input is a batch as the statement takes it.
+// input is a batch as its statement takes it.
 type input struct {
-	parts  applyParts
-	params [][]byte
+	statement statement
+	parts     applyParts
+	params    [][]byte
 }
 
-func encodeBatch(b Batch, installation string, lifecycle bool) (input, error) {
+func (s *Store) encodeBatch(b Batch) (input, error) {
 	order := make([]int, len(b.Entries))
 	for i := range order {
 		order[i] = i
@@ -134,13 +135,20 @@ func encodeBatch(b Batch, installation string, lifecycle bool) (input, error) {
 			return input{}, err
 		}
 	}
-	e.parts.Lifecycle = lifecycle
+	e.parts.Lifecycle = s.lifecycle
 	params := append(fences, e.params()...)
-	params = append(params, spokenConditions(), []byte(installation),
+	params = append(params, spokenConditions(), []byte(s.installation),
 		binary.BigEndian.AppendUint32(nil, uint32(b.Lane)), binary.BigEndian.AppendUint64(nil, uint64(b.Seq)))
 	params = append(params, encodeRefs(b.Published)...)
 	params = append(params, e.hash.param(), e.first.param())
-	return input{parts: e.parts, params: append(params, e.partParams()...)}, nil
+	if len(b.Entries) <= s.rowByRow && !e.parts.Folded && !e.parts.Prebuilds {
+		lifecycle := byte(0)
+		if s.lifecycle {
+			lifecycle = 1
+		}
+		return input{statement: applyRows, params: append(params, e.metrics.param(), e.measured.param(), []byte{lifecycle})}, nil
+	}
+	return input{statement: s.statements[e.parts.index()], parts: e.parts, params: append(params, e.partParams()...)}, nil
 }
 
 // encodeFences gives the parameters, and where among them, from 1, each of the
@@ -256,7 +264,11 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 
 	metrics, measured := encodeMetrics(first.Metrics)
 	e.metrics.textOrNull(string(metrics))
-	e.measured.int8(measured)
+	if metrics == nil {
+		e.measured.null() // the row keeps what it was told
+	} else {
+		e.measured.int8(measured)
+	}
 
 	var steps []byte
 	if said := c.PrebuildSteps(); len(said) > 0 {
@@ -330,7 +342,7 @@ type rungJSON struct {
 	Failed      string          `json:"failed,omitempty"`
 	Kept        json.RawMessage `json:"kept,omitempty"`
 	Metrics     json.RawMessage `json:"metrics,omitempty"`
-	Measured    int64           `json:"measured"`
+	Measured    int64           `json:"measured,omitempty"`
 	DeployedAt  time.Time       `json:"deployed_at,omitzero"`
 	RunningAt   time.Time       `json:"running_at,omitzero"`
 	StoppingAt  time.Time       `json:"stopping_at,omitzero"`

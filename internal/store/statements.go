@@ -38,6 +38,25 @@ type statement struct{ name, sql string }
 
 type applyStatements [applyVariants]statement
 
+// applyRows is the statement for small batches: a function of the database; see
+// the migration that makes it. Its parameters are those that every variant has,
+// metrics, and whether there are lifecycle events.
+var applyRows = statement{name: "trestle_apply_rows", sql: `
+SELECT position, outcome, stored, owner_id, workspace_id, region, starts, stops, revives, keeps_failed, ignores_stopping,
+    creation, started, first_activity, built_image
+FROM trestle_apply_1(` + parameters(applyParameters+3) + `)`}
+
+func parameters(n int) string {
+	var list strings.Builder
+	for i := range n {
+		if i > 0 {
+			list.WriteString(", ")
+		}
+		list.WriteString("$" + strconv.Itoa(i+1))
+	}
+	return list.String()
+}
+
 // The parameters that every variant has. Those of the parts follow, in the
 // order in which the statement names them.
 const applyParameters = 29

@@ -34,6 +34,10 @@ type Config struct {
 	Installation string
 	// Lifecycle records the events for analytics. Without it none are made.
 	Lifecycle bool
+	// RowByRow is up to how many changes a batch is written row by row, by a
+	// function that begins and ends sooner than the statement for large ones;
+	// default 8, negative for never.
+	RowByRow int
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 	// Registerer of the store's metrics; nil for none.
@@ -43,6 +47,7 @@ type Config struct {
 const (
 	defaultMaxConnections   = 8
 	defaultStatementTimeout = 15 * time.Second
+	defaultRowByRow         = 8
 	connectTimeout          = 5 * time.Second
 	// A peer that vanished is noticed after about 30 s of silence. A
 	// statement has its own, shorter, deadline.
@@ -59,6 +64,7 @@ type Store struct {
 	installation string
 	lifecycle    bool
 	statements   *applyStatements
+	rowByRow     int
 	// name tells this process from others that lease the same rows.
 	name string
 }
@@ -90,6 +96,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		installation: cfg.Installation,
 		lifecycle:    cfg.Lifecycle,
 		statements:   statements,
+		rowByRow:     cmp.Or(cfg.RowByRow, defaultRowByRow),
 		name:         rand.Text(),
 	}, nil
 }
