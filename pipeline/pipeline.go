@@ -59,7 +59,7 @@ type Publisher interface {
 type Config struct {
 	// Owner names this incarnation of the replica.
 	Owner string
-	// Lanes is the number of batches in flight; 4 if 0.
+	// Lanes is the number of batches in flight; 2 if 0.
 	Lanes int
 	// BatchLimit bounds the instances in a batch; 500 if 0.
 	BatchLimit int
@@ -94,7 +94,7 @@ type Config struct {
 
 func (c *Config) setDefaults() error {
 	if c.Lanes == 0 {
-		c.Lanes = 4
+		c.Lanes = 2
 	}
 	if c.BatchLimit == 0 {
 		c.BatchLimit = 500

@@ -212,7 +212,8 @@ func Default() Config {
 		Prebuild:  Prebuild{DecisivePhase: "stopping"},
 		Lifecycle: Lifecycle{Sink: secret.NewURL("none")},
 		Pipeline: Pipeline{
-			Lanes:        4,
+			// Each more makes batches smaller and the database busier.
+			Lanes:        2,
 			BatchLimit:   500,
 			DedupEntries: 131072,
 			// The snapshot of a cluster of 100,000 instances fits, and that of

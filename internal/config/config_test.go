@@ -171,7 +171,7 @@ func samples() map[string]sample {
 		"lifecycle.sink": server(func(c *Config) secret.URL { return c.Lifecycle.Sink }, "none",
 			[3]string{"log", "https://key:@h/v1/track", "http://h"}, "file", "https://", "ftp://h", `""`),
 
-		"pipeline.lanes":                   whole(func(c *Config) any { return c.Pipeline.Lanes }, 4, 1, 256),
+		"pipeline.lanes":                   whole(func(c *Config) any { return c.Pipeline.Lanes }, 2, 1, 256),
 		"pipeline.batchLimit":              whole(func(c *Config) any { return c.Pipeline.BatchLimit }, 500, 1, 10_000),
 		"pipeline.dedupEntries":            whole(func(c *Config) any { return c.Pipeline.DedupEntries }, 131072, 1, 100_000_000),
 		"pipeline.maxWaiting":              whole(func(c *Config) any { return c.Pipeline.MaxWaiting }, 200_000, 1, 100_000_000),
@@ -587,7 +587,7 @@ func TestPrintIsReadAgain(t *testing.T) {
 		"staticBridges: # " + in.Path + ":3",
 		"      - \"n\": 12345678901",
 		"  timeoutSeconds: 1.5 # flag --shutdown.timeoutSeconds",
-		"  lanes: 4 # default",
+		"  lanes: 2 # default",
 		"  endpoints: ['a:1', 'b:2'] # environment TRESTLE_ETCD_ENDPOINTS",
 	} {
 		if !strings.Contains(out.String(), line+"\n") {
