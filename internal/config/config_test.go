@@ -410,7 +410,7 @@ func TestTogether(t *testing.T) {
 	for _, c := range []struct{ file, key string }{
 		{"pipeline: {maxWaiting: 10}", "pipeline.maxWaitingPerCluster"},
 		{"upstream: {snapshotBudgetBytes: 1MiB}", "upstream.maxSnapshotBytes"},
-		{"postgres: {maxConnections: 4}", "postgres.maxConnections"},
+		{"postgres: {maxConnections: 2}", "postgres.maxConnections"},
 		{"etcd: {tls: {crt: a}}", "etcd.tls.crt"},
 		{"etcd: {tls: {key: a}}", "etcd.tls.key"},
 	} {
