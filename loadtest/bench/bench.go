@@ -1,5 +1,5 @@
 // Package bench measures the bridge against the limits of the machine that it
-// runs on: the figures P1 to P7 of docs/performance.md, each beside its raw
+// runs on: the figures of docs/performance.md, each beside its raw
 // limit in the same run.
 //
 // The bridge runs as a process of its own, against PostgreSQL and Redis of its
@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -72,6 +73,9 @@ func measurements() []measurement {
 		{"P5", (*bench).stale},
 		{"P6", (*bench).memory},
 		{"P7", (*bench).clusters},
+		{"P8", (*bench).replicas},
+		{"P11", (*bench).planning},
+		{"P12", (*bench).sweeping},
 	}
 }
 
@@ -172,14 +176,18 @@ func (b *bench) write(m *machine) error {
 	)
 }
 
-// compareIDs puts the limits behind the targets.
+// compareIDs puts the limits behind the targets, each in the order of their
+// numbers.
 func compareIDs(x, y string) int {
 	rank := func(id string) int {
-		n := int(id[0])
-		if id[0] == 'L' {
-			n += 256
+		n, err := strconv.Atoi(id[1:])
+		if err != nil {
+			n = 1 << 10
 		}
-		return n<<8 + int(id[1])
+		if id[0] == 'L' {
+			n += 1 << 11
+		}
+		return n
 	}
 	return rank(x) - rank(y)
 }
