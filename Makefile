@@ -70,6 +70,16 @@ bench: build ## Measure against the raw limits of this machine (BENCHFLAGS, as i
 	scripts/setup.sh
 	bin/loadtest bench $(BENCHFLAGS)
 
+.PHONY: e2e
+e2e: ## Let fleets of real processes suffer: crashes, outages, upgrades (about 15 minutes)
+	scripts/setup.sh
+	TRESTLE_E2E=1 go test -v -count=1 -timeout 40m -run '^TestFleet$$' ./cmd/trestle
+
+DURATION ?= 10m
+.PHONY: soak
+soak: ## Simulate random histories of the control plane for DURATION (default 10m)
+	go test -v -count=1 -timeout 0 -run '^TestSoak$$' ./coordinator -soak=$(DURATION)
+
 .PHONY: fuzz
 fuzz: ## Fuzz every target for FUZZTIME (default 10s)
 	@go list ./... | while read -r p; do \
