@@ -502,7 +502,7 @@ type Shard struct {
 	// The load in the planner's unit: 1, and updates per second, and a hundredth
 	// for each live instance; smoothed.
 	Weight float64 `protobuf:"fixed64,12,opt,name=weight,proto3" json:"weight,omitempty"`
-	// What the owner measures; absent when it has not told.
+	// What the owner measures; absent when it has told nothing.
 	Measured *Measurement `protobuf:"bytes,13,opt,name=measured,proto3" json:"measured,omitempty"`
 	// Why it is where it is.
 	Reason Reason `protobuf:"varint,14,opt,name=reason,proto3,enum=trestle.v1.Reason" json:"reason,omitempty"`

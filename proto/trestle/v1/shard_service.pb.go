@@ -206,9 +206,8 @@ func (x *WatchShardsRequest) GetCluster() string {
 
 type WatchShardsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// These are all shards, or the first of them. It is so once, in the first
-	// message.
-	Reset_ bool `protobuf:"varint,1,opt,name=reset,proto3" json:"reset,omitempty"`
+	// These are all shards, or the first of them: true in the first message only.
+	Initial bool `protobuf:"varint,1,opt,name=initial,proto3" json:"initial,omitempty"`
 	// The shards that are new or have changed.
 	Shards []*Shard `protobuf:"bytes,2,rep,name=shards,proto3" json:"shards,omitempty"`
 	// Ids of those that are no more.
@@ -252,9 +251,9 @@ func (*WatchShardsResponse) Descriptor() ([]byte, []int) {
 	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *WatchShardsResponse) GetReset_() bool {
+func (x *WatchShardsResponse) GetInitial() bool {
 	if x != nil {
-		return x.Reset_
+		return x.Initial
 	}
 	return false
 }
@@ -1869,9 +1868,9 @@ const file_trestle_v1_shard_service_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\bdetached\x18\x03 \x01(\bR\bdetached\".\n" +
 	"\x12WatchShardsRequest\x12\x18\n" +
-	"\acluster\x18\x01 \x01(\tR\acluster\"\xa0\x01\n" +
-	"\x13WatchShardsResponse\x12\x14\n" +
-	"\x05reset\x18\x01 \x01(\bR\x05reset\x12)\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\"\xa4\x01\n" +
+	"\x13WatchShardsResponse\x12\x18\n" +
+	"\ainitial\x18\x01 \x01(\bR\ainitial\x12)\n" +
 	"\x06shards\x18\x02 \x03(\v2\x11.trestle.v1.ShardR\x06shards\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x12\n" +
 	"\x04more\x18\x04 \x01(\bR\x04more\x12\x1a\n" +
