@@ -26,8 +26,8 @@ func (c calls) unary(ctx context.Context, request any, info *grpc.UnaryServerInf
 	return handle(ctx, request)
 }
 
-// Streams are those of health and reflection, which last as long as the client
-// likes.
+// Streams are those of health and reflection and of who watches the shards,
+// which last as long as the client likes.
 func (c calls) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	defer c.finish(stream.Context(), info.FullMethod, time.Now(), &err)
 	return handle(server, stream)
@@ -45,7 +45,7 @@ func (c calls) finish(ctx context.Context, method string, began time.Time, err *
 	switch {
 	case failure == nil:
 		log.DebugContext(ctx, "call answered")
-	case ours(*err):
+	case ours(*err, failure):
 		log.ErrorContext(ctx, "call failed", "error", failure)
 	default:
 		log.DebugContext(ctx, "call refused", "error", failure)

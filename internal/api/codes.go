@@ -9,7 +9,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/trestle-bridge/trestle/coordinator"
 	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/internal/sweep"
 )
 
 // invalidError is a request that cannot be served whatever the registry holds.
@@ -47,11 +49,54 @@ func (e *unreachableError) Error() string {
 
 func (e *unreachableError) Unwrap() error { return e.cause }
 
+// missingError names what there is not in the fleet, and what there is. A
+// replica that is cut off cannot know.
+type missingError struct {
+	what     string
+	detached bool
+}
+
+func (e *missingError) Error() string { return e.what }
+
+// unwrittenError is a command of which it is not known whether etcd has it.
+type unwrittenError struct{ cause error }
+
+func (e *unwrittenError) Error() string { return e.cause.Error() }
+func (e *unwrittenError) Unwrap() error { return e.cause }
+
+// unledError is a question to the leader that it may not have heard.
+type unledError struct{ cause error }
+
+func (e *unledError) Error() string { return e.cause.Error() }
+func (e *unledError) Unwrap() error { return e.cause }
+
+// noRoundsError is a cluster that the leader makes no rounds of: there is none,
+// or it is new, or the leader is.
+type noRoundsError struct{ missing, cause error }
+
+func (e *noRoundsError) Error() string {
+	if e.missing != nil {
+		return e.missing.Error()
+	}
+	return "the leader makes no rounds of this cluster yet; they begin within a minute after it was registered, or a replica has begun to lead: try again then"
+}
+func (e *noRoundsError) Unwrap() error { return e.cause }
+
+var (
+	errUnread       = errors.New("this replica has not read yet who carries what, as it has just started or cannot reach etcd; try again, or ask another replica")
+	errStopping     = errors.New("this replica stops; watch another one")
+	errTooManyWatch = fmt.Errorf("%d clients watch this replica already; watch another one", maxWatching)
+)
+
 // toStatus is the one place where errors become codes. What the caller can do
 // something about is told; what is our own affair is not.
 func toStatus(ctx context.Context, err error) error {
 	var (
 		wrong       *invalidError
+		missing     *missingError
+		noRounds    *noRoundsError
+		unwritten   *unwrittenError
+		unled       *unledError
 		taken       *takenError
 		unreachable *unreachableError
 		inUse       *store.ClusterInUseError
@@ -81,8 +126,28 @@ func toStatus(ctx context.Context, err error) error {
 		}
 		return status.Errorf(codes.FailedPrecondition,
 			"%d regular instances of the cluster are not stopped (%s); cordon the cluster and wait for them, or deregister it with force", inUse.Count, some)
+	case errors.As(err, &missing) && missing.detached:
+		return status.Error(codes.Unavailable, missing.what+", as far as this replica knows, which is cut off from etcd; ask another one")
+	case errors.As(err, &missing):
+		return status.Error(codes.NotFound, missing.what)
+	case errors.As(err, &noRounds):
+		return status.Error(codes.NotFound, noRounds.Error())
+	case errors.Is(err, sweep.ErrNotHeld):
+		return status.Error(codes.FailedPrecondition, "nothing of this cluster is held back: there is nothing to confirm")
+	case errors.Is(err, coordinator.ErrCommand):
+		return status.Error(codes.FailedPrecondition, "the leader refuses: "+strings.TrimPrefix(err.Error(), coordinator.ErrCommand.Error()+": "))
+	case errors.Is(err, errUnread), errors.Is(err, errStopping):
+		return status.Error(codes.Unavailable, err.Error())
+	case errors.Is(err, errTooManyWatch):
+		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(ctx.Err(), context.Canceled):
 		return status.Error(codes.Canceled, "the call was cancelled")
+	case errors.Is(err, coordinator.ErrUnanswered):
+		return status.Error(codes.DeadlineExceeded, "no leader has acted on this yet; it stands, and the next leader acts on it: list the commands to see what comes of it")
+	case errors.As(err, &unwritten):
+		return status.Error(codes.Unavailable, "etcd cannot be reached from this replica; whether the change stands is not known: list the commands, or ask another replica")
+	case errors.As(err, &unled):
+		return status.Error(codes.Unavailable, "the leader cannot be reached, and may or may not have heard of this; try again: "+unled.Error())
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, "the call took too long; whether it had an effect is not known: list the clusters")
 	case errors.As(err, &unreachable):
@@ -96,9 +161,13 @@ func toStatus(ctx context.Context, err error) error {
 	return status.Error(codes.Internal, "internal error; the log of the service says more")
 }
 
-// ours says whether an answer tells of a fault of ours.
-func ours(err error) bool {
-	switch status.Code(err) {
+// ours says whether an answer tells of a fault of ours. That a replica starts
+// or stops is none.
+func ours(answer, failure error) bool {
+	if errors.Is(failure, errUnread) || errors.Is(failure, errStopping) {
+		return false
+	}
+	switch status.Code(answer) {
 	case codes.Internal, codes.Unavailable, codes.DeadlineExceeded, codes.Unknown:
 		return true
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/store"
+	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 	bridge "github.com/trestle-bridge/trestle/proto/workspacemanagerbridge"
 )
 
@@ -32,7 +33,7 @@ type Registry interface {
 }
 
 // Config is what a Server needs. Address, Registry, Logger and Registerer are
-// required.
+// required, and with Fleet also Sweeps.
 type Config struct {
 	// Address to listen on, host:port; port 0 is any that is free.
 	Address  string
@@ -46,6 +47,12 @@ type Config struct {
 	TryTimeout time.Duration
 	// CallTimeout bounds a call as a whole; default 30 s.
 	CallTimeout time.Duration
+	// Fleet and Sweeps are what ShardService shows and changes. Without a Fleet
+	// it is not served.
+	Fleet  Fleet
+	Sweeps Sweeps
+	// Incarnation of this replica, which is shown as the one that answers.
+	Incarnation string
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -75,6 +82,7 @@ type Server struct {
 	listener net.Listener
 	grpc     *grpc.Server
 	health   *health.Server
+	stopping chan struct{} // closed when Run is to end
 }
 
 // New takes the address, so that one that is in use shows before anything has
@@ -82,6 +90,9 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if cfg.Registry == nil || cfg.Logger == nil || cfg.Registerer == nil {
 		return nil, errors.New("the gRPC server needs a registry, a logger and a registerer of metrics")
+	}
+	if cfg.Fleet != nil && cfg.Sweeps == nil {
+		return nil, errors.New("the gRPC server needs to know whom to ask for sweeps of the fleet")
 	}
 	cfg.TryTimeout = cmp.Or(cfg.TryTimeout, defaultTryTimeout)
 	cfg.CallTimeout = cmp.Or(cfg.CallTimeout, defaultCallTimeout)
@@ -105,6 +116,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		listener: listener,
 		health:   health.NewServer(),
+		stopping: make(chan struct{}),
 		grpc: grpc.NewServer(
 			grpc.MaxRecvMsgSize(maxRequestBytes),
 			grpc.MaxHeaderListSize(maxHeaderBytes),
@@ -124,10 +136,23 @@ func New(cfg Config) (*Server, error) {
 		tryTimeout:     cfg.TryTimeout,
 		log:            cfg.Logger,
 	})
+	services := []string{"", bridge.ClusterService_ServiceDesc.ServiceName}
+	if cfg.Fleet != nil {
+		trestlev1.RegisterShardServiceServer(s.grpc, &shardService{
+			fleet:    cfg.Fleet,
+			sweeps:   cfg.Sweeps,
+			me:       cfg.Incarnation,
+			looks:    &looks{fleet: cfg.Fleet},
+			seats:    make(chan struct{}, maxWatching), // a place for each who watches
+			stopping: s.stopping,
+			log:      cfg.Logger,
+		})
+		services = append(services, trestlev1.ShardService_ServiceDesc.ServiceName)
+	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	metrics.InitializeMetrics(s.grpc)
-	for _, service := range []string{"", bridge.ClusterService_ServiceDesc.ServiceName} {
+	for _, service := range services {
 		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_NOT_SERVING)
 	}
 	return s, nil
@@ -157,6 +182,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	s.health.Shutdown()
+	close(s.stopping)
 	// Streams of health and reflection have no end of their own.
 	overdue := time.AfterFunc(stopTimeout, s.grpc.Stop)
 	s.grpc.GracefulStop()

@@ -265,6 +265,9 @@ func Run(ctx context.Context, o Options) error {
 		Registry:       db,
 		Static:         cfg.StaticBridges,
 		AllowPlaintext: cfg.AllowPlaintextClusters,
+		Fleet:          replicas.coordinator,
+		Sweeps:         replicas,
+		Incarnation:    pipe.Owner(),
 		Logger:         log.With("component", "api"),
 		Registerer:     registry,
 	})
