@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trestle-bridge/trestle/loadtest/ledger"
@@ -161,19 +161,15 @@ func (t *Test) Run(ctx context.Context) (*Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer t.close()
-	db, err := pgx.Connect(ctx, t.cfg.Postgres)
+	// A pool, since connections break when the server is a part of the story.
+	db, err := pgxpool.New(ctx, t.cfg.Postgres)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
 	}
-	defer db.Close(context.WithoutCancel(ctx))
+	defer db.Close()
 	lc := ledger.ListenerConfig{Redis: t.cfg.Redis, Ledger: t.ledger}
 	if t.cfg.Sample {
-		conn, err := pgx.Connect(ctx, t.cfg.Postgres)
-		if err != nil {
-			return nil, fmt.Errorf("connect to Postgres: %w", err)
-		}
-		defer conn.Close(context.WithoutCancel(ctx))
-		lc.DB = conn
+		lc.DB = db
 	}
 	listener, err := ledger.NewListener(lc)
 	if err != nil {
@@ -216,7 +212,7 @@ func (t *Test) watch(ctx context.Context, number int) {
 	t.clusters[number].Watch(ctx, func() { t.ledger.Cut(number) }, func() { t.ledger.Overtaken(number) })
 }
 
-func (t *Test) run(ctx context.Context, listener *ledger.Listener, db *pgx.Conn) (*Report, error) {
+func (t *Test) run(ctx context.Context, listener *ledger.Listener, db *pgxpool.Pool) (*Report, error) {
 	if err := t.prepare(ctx, listener); err != nil {
 		return nil, err
 	}
@@ -313,7 +309,7 @@ const quiet = 200 * time.Millisecond
 
 // settle waits until the tables and publishes are as they must be, or for as
 // long as it may, and reports.
-func (t *Test) settle(ctx context.Context, db *pgx.Conn) (*Report, error) {
+func (t *Test) settle(ctx context.Context, db *pgxpool.Pool) (*Report, error) {
 	waiting, cancel := context.WithTimeout(ctx, t.cfg.Settle)
 	defer cancel()
 	unsettled := t.ledger.AwaitPublished(waiting)

@@ -137,12 +137,15 @@ func (s *fakeStore) Quarantine(_ context.Context, poison []store.Poison) error {
 	return nil
 }
 
-func (s *fakeStore) Outbox(_ context.Context, id shard.ID, limit int) ([]store.OutboxRow, error) {
+func (s *fakeStore) Outbox(_ context.Context, fence shard.Fence, limit int) ([]store.OutboxRow, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fences[fence.Shard] != fence {
+		return nil, store.ErrFenced
+	}
 	var out []store.OutboxRow
 	for _, row := range s.outbox {
-		if row.Ref.Shard == id && len(out) < limit {
+		if row.Ref.Shard == fence.Shard && len(out) < limit {
 			out = append(out, row)
 		}
 	}

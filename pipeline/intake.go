@@ -192,8 +192,9 @@ func (in *Intake) Own(fence shard.Fence) error {
 	if fence.Shard != in.id {
 		return fmt.Errorf("pipeline: own shard %s: the fence is that of %s", in.id, fence.Shard)
 	}
-	in.fallBehind()
+	in.markBehind()
 	in.fence.Store(&fence)
+	in.fallBehind()
 	for _, l := range in.p.lanes {
 		l.enqueueAll(in)
 	}

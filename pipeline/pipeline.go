@@ -43,8 +43,9 @@ type Store interface {
 	// Quarantine keeps what the database refuses for its own sake.
 	Quarantine(context.Context, []store.Poison) error
 	// Outbox gives the oldest rows of a shard's outbox, whoever wrote them,
-	// in the order in which they are to be published.
-	Outbox(ctx context.Context, id shard.ID, limit int) ([]store.OutboxRow, error)
+	// in the order in which they are to be published; store.ErrFenced to who
+	// does not hold the fence.
+	Outbox(ctx context.Context, fence shard.Fence, limit int) ([]store.OutboxRow, error)
 	// DeleteOutbox removes rows that were published.
 	DeleteOutbox(context.Context, []store.OutboxRef) error
 }

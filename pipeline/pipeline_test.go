@@ -396,6 +396,38 @@ func TestClosedShardPublishesNoMore(t *testing.T) {
 	})
 }
 
+// TestPhantomPublishesNoMore: a replica is held between a commit and its publish,
+// and replaced meanwhile. What it has to tell the successor has told, with
+// something newer after it.
+func TestPhantomPublishesNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, publisher := newFakeStore(), &fakePublisher{}
+		b := newBench(t, db, publisher, Config{Lanes: 1})
+		in := b.own(t, "eu01")
+		db.insert(instance(1), instance(2))
+		// The first publish hangs, and with it what is committed after it.
+		hangs := make(chan struct{})
+		publisher.fail = func(attempt int) bool {
+			if attempt == 1 {
+				<-hangs
+			}
+			return false
+		}
+		offer(t, in, heard(t, instance(1), 1, "under way"))
+		synctest.Wait()
+		offer(t, in, heard(t, instance(2), 1, "building"))
+		synctest.Wait()
+		db.raise(in.Shard(), "the successor")
+		time.Sleep(publishTrust + time.Millisecond)
+		close(hangs)
+		<-in.Fenced()
+		b.stop()
+		if got := publisher.contents(instance(2)); len(got) != 0 {
+			t.Errorf("published %v though it was replaced", got)
+		}
+	})
+}
+
 // TestRefusedShardLosesItsOwnOnly raises the fence of one of two shards.
 func TestRefusedShardLosesItsOwnOnly(t *testing.T) {
 	db, publisher := newFakeStore(), &fakePublisher{}

@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -15,6 +17,11 @@ const (
 	// maxPublications bounds the commits whose messages wait in a lane for
 	// Redis; beyond it they stay in the outbox alone.
 	maxPublications = 64
+	// publishTrust is how long after a commit its messages are published without
+	// another look at the database. A process that was held for longer may have
+	// been replaced, and what it has to tell may have been told, with something
+	// newer after it. It is shorter than a replica can be replaced in.
+	publishTrust = time.Second
 	// recoveryRows is how many rows of an outbox a recovery takes at once.
 	recoveryRows = 200
 )
@@ -38,6 +45,7 @@ type publications struct {
 type publication struct {
 	in  *Intake
 	row store.OutboxRow
+	at  time.Time // of the commit, about
 }
 
 type acknowledgement struct {
@@ -54,13 +62,14 @@ func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake) {
 	room := len(l.pending) < maxPublications
 	l.publishMu.Unlock()
 	var direct []publication
+	now := time.Now()
 	for _, row := range rows {
 		in := intakes[row.Ref.Shard]
 		if !room {
 			in.fallBehind()
 		}
 		if in.announce() {
-			direct = append(direct, publication{in, row})
+			direct = append(direct, publication{in, row, now})
 		}
 	}
 	if len(direct) == 0 {
@@ -88,6 +97,9 @@ func (l *lane) publishLoop(ctx context.Context) {
 		var sets []event.Set
 		direct := pending[:0]
 		for _, p := range pending {
+			if time.Since(p.at) > publishTrust {
+				p.in.fallBehind()
+			}
 			if p.in.beginPublish() {
 				direct = append(direct, p)
 				sets = append(sets, p.row.Events)
@@ -238,6 +250,14 @@ func (in *Intake) fallBehind() {
 	}
 }
 
+// markBehind makes the shard behind before it has a fence, without which nothing
+// can be recovered yet.
+func (in *Intake) markBehind() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.behind, in.dirty = !in.ended, true
+}
+
 // recoverIfBehind starts the recovery that could not start before Run.
 func (in *Intake) recoverIfBehind() {
 	in.mu.Lock()
@@ -262,6 +282,10 @@ func (in *Intake) recover(ctx context.Context) {
 			err = in.publishOutbox(ctx)
 		}
 		if ctx.Err() != nil || in.hasEnded() {
+			return
+		}
+		if errors.Is(err, store.ErrFenced) {
+			in.refuse()
 			return
 		}
 		if err == nil {
@@ -320,7 +344,12 @@ func (in *Intake) forgetGone(rows []store.OutboxRow) {
 func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, in.p.cfg.AttemptTimeout)
 	defer cancel()
-	rows, err := in.p.cfg.Store.Outbox(ctx, in.id, recoveryRows)
+	fence := in.fence.Load()
+	if fence == nil {
+		return 0, errors.New("the shard is only about to be owned")
+	}
+	asked := time.Now()
+	rows, err := in.p.cfg.Store.Outbox(ctx, *fence, recoveryRows)
 	if err != nil {
 		return 0, err
 	}
@@ -344,6 +373,9 @@ func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 		return 0, ErrClosed // the successor publishes them
 	}
 	if len(sets) > 0 {
+		if since := time.Since(asked); since > publishTrust {
+			return 0, fmt.Errorf("what was read of the outbox is %s old", since.Round(time.Millisecond))
+		}
 		if err := in.p.cfg.Publisher.Publish(ctx, sets); err != nil {
 			return 0, err
 		}

@@ -263,6 +263,7 @@ func TestFleet(t *testing.T) {
 				replicas, clusters, rate = 3, 6, 500
 			}
 			m := newMany(t, replicas)
+			m.failures = !c.planned
 			work := steadily(11, clusters, rate, c.during)
 			var before ledger.Histogram
 			m.play(loadtest.Config{Work: work, Snapshots: 2}, func(test *loadtest.Test) {

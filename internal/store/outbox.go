@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -60,16 +61,30 @@ LEFT JOIN LATERAL (
 ) told ON true
 ORDER BY o.epoch, o.seq, o.lane, o.owner`
 
-// Outbox gives the oldest rows of a shard's outbox, whoever wrote them: epoch
-// after epoch and, within one, in the order of the commits in each lane.
-func (s *Store) Outbox(ctx context.Context, id shard.ID, limit int) (out []OutboxRow, err error) {
+// ErrFenced is the error of one who does not hold a shard's fence.
+var ErrFenced = errors.New("another owner holds the shard's fence")
+
+// Outbox gives the oldest rows of a shard's outbox, whoever wrote them, to who
+// holds the shard's fence: epoch after epoch and, within one, in the order of the
+// commits in each lane. To others it says ErrFenced: what they would publish
+// might come after something newer of the owner's.
+func (s *Store) Outbox(ctx context.Context, fence shard.Fence, limit int) (out []OutboxRow, err error) {
 	defer s.metrics.done("outbox", time.Now(), &err)
-	rows, err := s.pool.Query(ctx, outboxSQL, id.String(), limit)
-	if err == nil {
+	var holds bool
+	var batch pgx.Batch
+	batch.Queue(`SELECT EXISTS (SELECT FROM trestle_fence f WHERE f.shard = $1 AND f.epoch = $2 AND f.owner = $3)`,
+		fence.Shard.String(), int64(fence.Epoch), fence.Owner).QueryRow(func(row pgx.Row) error { return row.Scan(&holds) })
+	batch.Queue(outboxSQL, fence.Shard.String(), limit).Query(func(rows pgx.Rows) error {
+		var err error
 		out, err = pgx.CollectRows(rows, scanOutbox)
+		return err
+	})
+	err = s.pool.SendBatch(ctx, &batch).Close()
+	if err == nil && !holds {
+		err = ErrFenced
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the outbox of %s: %w", id, err)
+		return nil, fmt.Errorf("read the outbox of %s: %w", fence.Shard, err)
 	}
 	return out, nil
 }

@@ -110,7 +110,7 @@ func TestOutbox(t *testing.T) {
 	}
 	var refs []store.OutboxRef
 	for i, want := range commit.Outbox {
-		rows, err := b.Outbox(t.Context(), ids[i], 10)
+		rows, err := b.Outbox(t.Context(), fences[i], 10)
 		if err != nil || len(rows) != 1 || time.Since(rows[0].CreatedAt) > time.Hour {
 			t.Fatalf("%+v, %v", rows, err)
 		}
@@ -172,7 +172,7 @@ func TestOutboxOrder(t *testing.T) {
 		}
 		b.fence = b.raise(b.fence.Shard, fmt.Sprint("owner ", 9-epoch))
 	}
-	rows, err := b.Outbox(t.Context(), b.fence.Shard, 100)
+	rows, err := b.Outbox(t.Context(), b.fence, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,10 +183,15 @@ func TestOutboxOrder(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if first, err := b.Outbox(t.Context(), b.fence.Shard, 2); err != nil || len(first) != 2 || first[0].Ref != rows[0].Ref {
+	if first, err := b.Outbox(t.Context(), b.fence, 2); err != nil || len(first) != 2 || first[0].Ref != rows[0].Ref {
 		t.Errorf("%+v, %v", first, err)
 	}
-	if others, err := b.Outbox(t.Context(), shard.Whole("us02"), 2); err != nil || len(others) != 0 {
+	lost := b.fence
+	lost.Epoch--
+	if _, err := b.Outbox(t.Context(), lost, 2); !errors.Is(err, store.ErrFenced) {
+		t.Errorf("who does not hold the fence: %v", err)
+	}
+	if others, err := b.Outbox(t.Context(), b.raise(shard.Whole("us02"), owner), 2); err != nil || len(others) != 0 {
 		t.Errorf("%+v, %v", others, err)
 	}
 }
