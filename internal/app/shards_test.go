@@ -1,0 +1,211 @@
+package app
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/trestle-bridge/trestle/internal/config"
+	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
+)
+
+// operator asks one replica's ShardService.
+type operator struct {
+	trestlev1.ShardServiceClient
+	w *world
+}
+
+func (w *world) operator(s *service) *operator {
+	w.t.Helper()
+	conn, err := grpc.NewClient(s.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { conn.Close() })
+	return &operator{trestlev1.NewShardServiceClient(conn), w}
+}
+
+// did fails the test unless a change was acted on.
+func (o *operator) did(_ any, err error) {
+	o.w.t.Helper()
+	if err != nil {
+		o.w.t.Fatal(err)
+	}
+}
+
+// shards are those of a replica, or all.
+func (o *operator) shards(replica string) []*trestlev1.Shard {
+	o.w.t.Helper()
+	response, err := o.ListShards(o.w.ctx, &trestlev1.ListShardsRequest{Replica: replica})
+	if err != nil {
+		o.w.t.Fatal(err)
+	}
+	return response.GetShards()
+}
+
+// rests says whether a shard rests with a replica, which writes it.
+func rests(s *trestlev1.Shard, replica string) bool {
+	return s.GetPhase() == trestlev1.ShardPhase_SHARD_PHASE_OWNED && s.GetOwner().GetName() == replica &&
+		s.GetEpochIntended() > 0 && s.GetEpochObserved() == s.GetEpochIntended()
+}
+
+// settled says whether there are so many shards, and all rest.
+func (o *operator) settled(shards int) bool {
+	o.w.t.Helper()
+	list := o.shards("")
+	for _, s := range list {
+		if !rests(s, s.GetOwner().GetName()) {
+			return false
+		}
+	}
+	return len(list) == shards
+}
+
+// Operators move shards by way of a replica that does not lead, while updates go
+// on, and nothing is lost or told twice.
+func TestOperatorsMoveShards(t *testing.T) {
+	t.Parallel()
+	const clusters = 3
+	w := newWorld(t, plan{clusters: clusters, instances: 60})
+	calm := func(c *config.Config) { c.Etcd.Lease = 10 * time.Second }
+	services := []*service{w.serve(calm)}
+	first := w.operator(services[0])
+	w.until("the first replica carries all", func() bool {
+		list, err := first.ListShards(w.ctx, &trestlev1.ListShardsRequest{})
+		if status.Code(err) == codes.Unavailable {
+			return false // it has not read the table yet
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.GetShards()) == clusters && first.settled(clusters)
+	})
+	services = append(services, w.serve(calm))
+	operators := []*operator{first, w.operator(services[1])}
+
+	// Who leads is not for the test to say.
+	var leader, other *trestlev1.Replica
+	w.until("two replicas, of which one leads", func() bool {
+		leader, other = nil, nil
+		response, err := first.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range response.GetReplicas() {
+			if r.GetLeads() {
+				leader = r
+			} else {
+				other = r
+			}
+		}
+		return leader != nil && other != nil && first.settled(clusters)
+	})
+	o, led := operators[0], services[1]
+	if leader.GetAnswers() {
+		o, led = operators[1], services[0]
+	}
+	w.until("the other one has read the table", func() bool {
+		_, err := o.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
+		return err == nil
+	})
+	why := "a test"
+
+	w.sendAll(2)
+	id := clusterName(0)
+	o.did(o.Pin(w.ctx, &trestlev1.PinRequest{Shard: id, Replica: other.GetName(), Reason: why, Author: "ann"}))
+	w.sendAll(1)
+	w.until("the pinned shard rests there", func() bool {
+		for _, s := range o.shards(other.GetName()) {
+			if s.GetId() == id && rests(s, other.GetName()) {
+				return s.GetPin().GetAuthor() == "ann"
+			}
+		}
+		return false
+	})
+	w.sendAll(1)
+	w.settle(false)
+
+	// Frozen, it stays, and the plan says what is held back.
+	o.did(o.Freeze(w.ctx, &trestlev1.FreezeRequest{Reason: why, Author: "ann"}))
+	o.did(o.Pin(w.ctx, &trestlev1.PinRequest{Shard: id, Replica: leader.GetName(), Reason: why, Author: "bob"}))
+	w.until("the plan would move it", func() bool {
+		plan, err := o.PlanRebalance(w.ctx, &trestlev1.PlanRebalanceRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range plan.GetMoves() {
+			if m.GetShard() == id && m.GetTo().GetIncarnation() == leader.GetIncarnation() && m.GetReason() == trestlev1.Reason_REASON_PIN {
+				return plan.GetFleet().GetFreeze().GetAuthor() == "ann"
+			}
+		}
+		return false
+	})
+	explained, err := o.ExplainCluster(w.ctx, &trestlev1.ExplainClusterRequest{Cluster: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := explained.GetShards()[0]; len(explained.GetShards()) != 1 || !rests(s.GetShard(), other.GetName()) || len(s.GetPreferences()) != 2 ||
+		s.GetPlanned().GetTo().GetName() != leader.GetName() {
+		t.Errorf("explained while frozen: %v", explained)
+	}
+	o.did(o.Unfreeze(w.ctx, &trestlev1.UnfreezeRequest{Reason: why, Author: "ann"}))
+	w.until("it moves when nothing is frozen", func() bool {
+		for _, s := range o.shards(leader.GetName()) {
+			if s.GetId() == id && rests(s, leader.GetName()) {
+				return true
+			}
+		}
+		return false
+	})
+	o.did(o.Unpin(w.ctx, &trestlev1.UnpinRequest{Shard: id, Reason: why, Author: "ann"}))
+	w.sendAll(1)
+	w.settle(false)
+
+	o.did(o.DrainReplica(w.ctx, &trestlev1.DrainReplicaRequest{Replica: leader.GetName(), Reason: why, Author: "ann"}))
+	w.sendAll(1)
+	w.until("the drained replica is empty", func() bool { return o.settled(clusters) && len(o.shards(leader.GetName())) == 0 })
+	o.did(o.UndrainReplica(w.ctx, &trestlev1.UndrainReplicaRequest{Replica: leader.GetName(), Reason: why, Author: "ann"}))
+	w.settle(false)
+
+	for _, slices := range []int32{2, 1} {
+		o.did(o.SetSlices(w.ctx, &trestlev1.SetSlicesRequest{Cluster: id, Slices: slices, Reason: why, Author: "ann"}))
+		w.sendAll(1)
+		w.until("the cluster is cut anew", func() bool {
+			explained, err := o.ExplainCluster(w.ctx, &trestlev1.ExplainClusterRequest{Cluster: id})
+			return err == nil && explained.GetSlices() == slices && explained.GetReslice() == nil && o.settled(clusters-1+int(slices))
+		})
+		w.sendAll(1)
+		w.settle(false)
+	}
+	w.sendAll(every)
+	w.settle(false)
+
+	// The leader has rounds of a cluster soon after it began to lead.
+	rounds := led.metric("trestle_sweep_seconds")
+	w.until("a sweep is asked for", func() bool {
+		_, err := o.RequestSweep(w.ctx, &trestlev1.RequestSweepRequest{Cluster: id, Reason: why, Author: "ann"})
+		return err == nil
+	})
+	w.until("the leader makes a round", func() bool { return led.metric("trestle_sweep_seconds") > rounds })
+	_, err = o.ConfirmSweep(w.ctx, &trestlev1.ConfirmSweepRequest{Cluster: id, Reason: why, Author: "ann"})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("nothing is held back, and the confirmation ends with %v", err)
+	}
+
+	commands, err := o.ListCommands(w.ctx, &trestlev1.ListCommandsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(commands.GetCommands()); n != 9 || commands.GetCommands()[n-1].GetKind() != trestlev1.CommandKind_COMMAND_KIND_PIN {
+		t.Errorf("there are %d commands: %v", n, commands)
+	}
+	for _, s := range services {
+		if s.logs(`"msg":"call failed"`) {
+			t.Error("a call has failed")
+		}
+	}
+}
