@@ -328,7 +328,7 @@ func (t *Test) settle(ctx context.Context, db *pgxpool.Pool) (*Report, error) {
 			return nil, err
 		}
 		c := t.ledger.Counts()
-		if verdict.OK() || waiting.Err() != nil || c.Pending == 0 && time.Since(c.LastPublish) > t.cfg.Silence {
+		if !verdict.Mendable() || waiting.Err() != nil || c.Pending == 0 && time.Since(c.LastPublish) > t.cfg.Silence {
 			break
 		}
 	}

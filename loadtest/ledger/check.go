@@ -33,6 +33,10 @@ func (v *Verdict) OK() bool {
 	return v.Lost+v.Regressed+v.Wrong+v.Unpublished+v.Doubled+v.Early+v.Malformed == 0
 }
 
+// Mendable says whether there are differences that time may mend, while updates
+// are still under way. What was told twice, too early or in the wrong order stays.
+func (v *Verdict) Mendable() bool { return v.Lost+v.Wrong+v.Unpublished > 0 }
+
 func (v *Verdict) add(diffs ...oracle.Difference) {
 	for _, d := range diffs {
 		switch d.Kind {
