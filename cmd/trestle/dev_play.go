@@ -82,6 +82,9 @@ func (d *dev) playDemo(ctx context.Context, r *running) (*result, error) {
 	if err := <-told; err != nil {
 		return nil, err
 	}
+	for _, line := range story.news() {
+		d.screen.say(line)
+	}
 	return &result{
 		sent: report.Sent, repeats: report.Repeats, stale: report.Stale, invalid: report.Invalid,
 		publishes: report.Publishes, sending: report.Sending,

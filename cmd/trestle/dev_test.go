@@ -56,11 +56,12 @@ func runDev(t *testing.T, ctx context.Context, seen func(string), args ...string
 func TestDemo(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	code, out, log := runDev(t, ctx, func(string) {}, "--demo", "--duration=3s", "--rate=400", "--instances=200", "--clusters=3")
+	code, out, log := runDev(t, ctx, func(string) {}, "--demo", "--duration=8s", "--rate=400", "--instances=200", "--clusters=3")
 	if code != exitClean {
 		t.Errorf("exits with %d\n%s\n%s", code, out, log)
 	}
 	for _, want := range []string{"psql 'postgres://", "redis-cli -h ", "/metrics", "sim-002 ", "sim-001 drops its subscriber",
+		"replica-3 is killed", "replica-1 has handed everything over", "crash of replica-3", "upgrade of replica-1",
 		"updates sent", "repeats", "stale", "folded", "rows written", "publishes", "p99", "lost", "regressed", "doubled", "wrong",
 		"Every row and every publish is as it must be."} {
 		if !strings.Contains(out, want) {

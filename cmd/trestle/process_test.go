@@ -33,8 +33,9 @@ import (
 // happen. It is no measure of speed.
 const patience = 90 * time.Second
 
-// asProgram makes this test binary the program itself.
-const asProgram = "TRESTLE_TEST_AS_PROGRAM"
+// asProgram makes this test binary the program itself. It is not named like a
+// setting: those are not handed on to replicas.
+const asProgram = "TEST_AS_TRESTLE"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {

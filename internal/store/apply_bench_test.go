@@ -4,7 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -99,8 +103,8 @@ func (l lives) batch(k int) (out []*wsman.WorkspaceStatus) {
 	return out
 }
 
-func benchmarkApply(b *testing.B, connections, group, rows int, full bool) {
-	s := newBench(b, func(c *store.Config) { c.Lifecycle = full })
+func benchmarkApply(b *testing.B, connections, group, rows int, config ...func(*store.Config)) {
+	s := newBench(b, append(config, func(c *store.Config) { c.Lifecycle = false })...)
 	b.Cleanup(func() { reportHOT(b, s) })
 	each := make([]lives, connections)
 	batches := make([][][]*status.Change, connections)
@@ -120,6 +124,7 @@ func benchmarkApply(b *testing.B, connections, group, rows int, full bool) {
 			}
 		}
 	}
+	usage := startUsage(s)
 	b.ResetTimer()
 	var wait sync.WaitGroup
 	for c := range each {
@@ -141,7 +146,48 @@ func benchmarkApply(b *testing.B, connections, group, rows int, full bool) {
 		})
 	}
 	wait.Wait()
+	usage.report(b)
 	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
+}
+
+// usage is the processor time of the backends of a bench's database, and of this
+// process. Unlike times of day it can be compared on a machine that others use.
+type usage struct {
+	s             *bench
+	backends, own time.Duration
+}
+
+func startUsage(s *bench) usage {
+	backends, own := readUsage(s)
+	return usage{s, backends, own}
+}
+
+func (u usage) report(b *testing.B) {
+	b.StopTimer()
+	backends, own := readUsage(u.s)
+	b.ReportMetric(float64((backends-u.backends).Microseconds())/float64(b.N), "postgres-us/op")
+	b.ReportMetric(float64((own-u.own).Microseconds())/float64(b.N), "own-us/op")
+}
+
+func readUsage(s *bench) (backends, own time.Duration) {
+	s.Helper()
+	for _, pid := range s.texts(`SELECT pid::text FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'`) {
+		stat, err := os.ReadFile("/proc/" + pid + "/schedstat")
+		if err != nil {
+			s.Fatal(err)
+		}
+		nanoseconds, _, _ := strings.Cut(string(stat), " ")
+		n, err := strconv.ParseInt(nanoseconds, 10, 64)
+		if err != nil {
+			s.Fatal(err)
+		}
+		backends += time.Duration(n)
+	}
+	var self syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &self); err != nil {
+		s.Fatal(err)
+	}
+	return backends, time.Duration(self.Utime.Nano() + self.Stime.Nano())
 }
 
 func reportHOT(b *testing.B, s *bench) {
@@ -178,6 +224,7 @@ func benchmarkRaw(b *testing.B, connections, group, rows int) {
 			}
 		}
 	}
+	usage := startUsage(s)
 	b.ResetTimer()
 	var wait sync.WaitGroup
 	for c := range each {
@@ -196,6 +243,7 @@ func benchmarkRaw(b *testing.B, connections, group, rows int) {
 		})
 	}
 	wait.Wait()
+	usage.report(b)
 	b.ReportMetric(float64(b.N*rows)/b.Elapsed().Seconds(), "rows/s")
 }
 
@@ -216,14 +264,26 @@ func rawDocument(t testing.TB, c *status.Change) string {
 
 func BenchmarkBatch(b *testing.B) {
 	for _, connections := range []int{1, 2} {
-		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 62, 496, false) })
+		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 62, 496) })
 		b.Run(fmt.Sprintf("raw-%d", connections), func(b *testing.B) { benchmarkRaw(b, connections, 62, 496) })
 	}
 }
 
 func BenchmarkSingle(b *testing.B) {
 	for _, connections := range []int{1, 4} {
-		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 1, 1, false) })
+		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 1, 1) })
 		b.Run(fmt.Sprintf("raw-%d", connections), func(b *testing.B) { benchmarkRaw(b, connections, 1, 1) })
+	}
+}
+
+// BenchmarkSmall compares, for small batches, the function with the statement for
+// large ones.
+func BenchmarkSmall(b *testing.B) {
+	for _, rows := range []int{1, 2, 4, 8, 16, 32} {
+		for name, rowByRow := range map[string]int{"rows": rows, "statement": -1} {
+			b.Run(fmt.Sprintf("%s-%d", name, rows), func(b *testing.B) {
+				benchmarkApply(b, 1, max(1, rows/8), rows, func(c *store.Config) { c.RowByRow = rowByRow })
+			})
+		}
 	}
 }
