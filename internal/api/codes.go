@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -148,7 +149,7 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Error(codes.Unavailable, "etcd cannot be reached from this replica; whether the change stands is not known: list the commands, or ask another replica")
 	case errors.As(err, &unled):
 		return status.Error(codes.Unavailable, "the leader cannot be reached, and may or may not have heard of this; try again: "+unled.Error())
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case overdue(ctx):
 		return status.Error(codes.DeadlineExceeded, "the call took too long; whether it had an effect is not known: list the clusters")
 	case errors.As(err, &unreachable):
 		return status.Error(codes.FailedPrecondition, unreachable.Error()+"; nothing was stored")
@@ -159,6 +160,13 @@ func toStatus(ctx context.Context, err error) error {
 		return answered.GRPCStatus().Err()
 	}
 	return status.Error(codes.Internal, "internal error; the log of the service says more")
+}
+
+// overdue says whether the call's time is over. Whoever was asked in its course
+// knows the deadline too, and may end it before our timer has fired.
+func overdue(ctx context.Context) bool {
+	deadline, limited := ctx.Deadline()
+	return errors.Is(ctx.Err(), context.DeadlineExceeded) || limited && !time.Now().Before(deadline)
 }
 
 // ours says whether an answer tells of a fault of ours. That a replica starts
