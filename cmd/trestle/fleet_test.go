@@ -260,7 +260,7 @@ func TestFleet(t *testing.T) {
 					t.Skip("a part of make e2e")
 				}
 				t.Parallel()
-				replicas, clusters, rate = 3, 6, 500
+				replicas, clusters, rate, c.during = 3, 6, 500, 10*time.Second
 			}
 			m := newMany(t, replicas)
 			m.failures = !c.planned
