@@ -18,6 +18,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/status/statustest"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/proto/wsman"
+	"github.com/trestle-bridge/trestle/shard"
 )
 
 // lifecycle are the eight updates of an instance's life.
@@ -103,7 +104,7 @@ func (l lives) batch(k int) (out []*wsman.WorkspaceStatus) {
 	return out
 }
 
-func benchmarkApply(b *testing.B, connections, group, rows int, config ...func(*store.Config)) {
+func benchmarkApply(b *testing.B, connections, shards, group, rows int, config ...func(*store.Config)) {
 	s := newBench(b, append(config, func(c *store.Config) { c.Lifecycle = false })...)
 	b.Cleanup(func() { reportHOT(b, s) })
 	each := make([]lives, connections)
@@ -124,6 +125,14 @@ func benchmarkApply(b *testing.B, connections, group, rows int, config ...func(*
 			}
 		}
 	}
+	fences := []shard.Fence{s.fence}
+	for i := 1; i < shards; i++ {
+		fences = append(fences, s.raise(shard.Whole(fmt.Sprintf("sim-%03d", i)), owner))
+	}
+	if shards > 1 {
+		s.exec(`UPDATE workspace_instance SET region = ''`) // everybody's
+		s.exec(`VACUUM ANALYZE`)
+	}
 	usage := startUsage(s)
 	b.ResetTimer()
 	var wait sync.WaitGroup
@@ -132,7 +141,10 @@ func benchmarkApply(b *testing.B, connections, group, rows int, config ...func(*
 			var published []store.OutboxRef
 			for k := range max(1, b.N/connections) {
 				batch := s.batch(batches[c][k]...)
-				batch.Lane, batch.Published = c, published
+				batch.Lane, batch.Published, batch.Fences = c, published, fences
+				for i := range batch.Entries {
+					batch.Entries[i].Fence = i % shards
+				}
 				commit, err := s.Apply(context.Background(), batch)
 				if err != nil {
 					b.Error(err)
@@ -264,14 +276,14 @@ func rawDocument(t testing.TB, c *status.Change) string {
 
 func BenchmarkBatch(b *testing.B) {
 	for _, connections := range []int{1, 2} {
-		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 62, 496) })
+		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 1, 62, 496) })
 		b.Run(fmt.Sprintf("raw-%d", connections), func(b *testing.B) { benchmarkRaw(b, connections, 62, 496) })
 	}
 }
 
 func BenchmarkSingle(b *testing.B) {
 	for _, connections := range []int{1, 4} {
-		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 1, 1) })
+		b.Run(fmt.Sprintf("apply-%d", connections), func(b *testing.B) { benchmarkApply(b, connections, 1, 1, 1) })
 		b.Run(fmt.Sprintf("raw-%d", connections), func(b *testing.B) { benchmarkRaw(b, connections, 1, 1) })
 	}
 }
@@ -282,8 +294,15 @@ func BenchmarkSmall(b *testing.B) {
 	for _, rows := range []int{1, 2, 4, 8, 16, 32} {
 		for name, rowByRow := range map[string]int{"rows": rows, "statement": -1} {
 			b.Run(fmt.Sprintf("%s-%d", name, rows), func(b *testing.B) {
-				benchmarkApply(b, 1, max(1, rows/8), rows, func(c *store.Config) { c.RowByRow = rowByRow })
+				benchmarkApply(b, 1, 1, max(1, rows/8), rows, func(c *store.Config) { c.RowByRow = rowByRow })
 			})
 		}
+	}
+}
+
+// BenchmarkShards writes batches that come from one shard and from many.
+func BenchmarkShards(b *testing.B) {
+	for _, shards := range []int{1, 200} {
+		b.Run(strconv.Itoa(shards), func(b *testing.B) { benchmarkApply(b, 2, shards, 62, 496) })
 	}
 }

@@ -51,6 +51,13 @@ func (a *array) param() []byte {
 	return a.buf
 }
 
+// reset empties the array, to be filled again.
+func (a *array) reset() {
+	a.buf, a.n = a.buf[:arrayHeader], 0
+	binary.BigEndian.PutUint32(a.buf, 1)
+	binary.BigEndian.PutUint32(a.buf[4:], 0) // no nulls
+}
+
 func (a *array) element(size int) {
 	a.n++
 	a.buf = binary.BigEndian.AppendUint32(a.buf, uint32(size))
@@ -91,6 +98,11 @@ func (a *array) text(v string) {
 	a.buf = append(a.buf, v...)
 }
 
+func (a *array) bytes(v []byte) {
+	a.element(len(v))
+	a.buf = append(a.buf, v...)
+}
+
 // textOrNull adds a null for the empty text.
 func (a *array) textOrNull(v string) {
 	if v == "" {
@@ -109,6 +121,18 @@ func (a *array) jsonb(v []byte) {
 	a.element(1 + len(v))
 	a.buf = append(a.buf, 1) // the version of the binary format
 	a.buf = append(a.buf, v...)
+}
+
+// beginJSONB begins an element whose document is appended to buf next, and ended
+// by end.
+func (a *array) beginJSONB() (begun int) {
+	a.element(0)
+	a.buf = append(a.buf, 1)
+	return len(a.buf) - 1
+}
+
+func (a *array) end(begun int) {
+	binary.BigEndian.PutUint32(a.buf[begun-4:], uint32(len(a.buf)-begun))
 }
 
 // time adds a time in microseconds, or a null for the zero time.

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -65,6 +66,8 @@ type Store struct {
 	lifecycle    bool
 	statements   *applyStatements
 	rowByRow     int
+	// scratch keeps the *entryArrays of batches that are done.
+	scratch sync.Pool
 	// name tells this process from others that lease the same rows.
 	name string
 }
