@@ -54,6 +54,9 @@ func (b *bench) clusters(ctx context.Context) error {
 	}
 	b.add("P7", "storm on 200 clusters x 50 instances, against that on one", l.rate(), "updates/s", b.stormRate, &report.Target{Of: report.OfRatio, AtLeast: 0.8})
 	b.add("P7", "processor time of the service for 1,000 updates", l.perThousand(l.took.service), "CPU-s", 0, nil)
+	b.add("P7", "the same of PostgreSQL", l.perThousand(l.took.postgres), "CPU-s", 0, nil)
+	b.add("P7", "the same of the generator", l.perThousand(l.took.generator), "CPU-s", 0, nil)
+	b.add("P7", "mean size of a batch", l.changesPerBatch(), "rows", 0, nil)
 	b.add("P7", "updates for each row written", float64(l.Changes)/float64(l.Publishes), "", 0, nil)
 	return nil
 }
