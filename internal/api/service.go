@@ -99,6 +99,10 @@ func (s *clusterService) try(ctx context.Context, cluster store.Cluster) (store.
 	ctx, cancel := context.WithTimeout(ctx, s.tryTimeout)
 	defer cancel()
 	described, err := client.Describe(ctx)
+	if err != nil && overdue(ctx) {
+		// Whatever it was that ended the call in the end.
+		err = context.DeadlineExceeded
+	}
 	if err != nil {
 		return store.Classes{}, &unreachableError{cluster.URL, err}
 	}
