@@ -19,9 +19,9 @@ func TestRowByRowIsTheStatement(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
-	const perBatch = 60
+	const perBatch = 40
 	r := statustest.Random{Rand: random, ID: testID(0)}
-	histories := make([]history, 600)
+	histories := make([]history, 240)
 	var rows []*statustest.Row
 	for i := range histories {
 		for {
