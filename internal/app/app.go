@@ -173,18 +173,6 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	replicas.registry = newRegistry(registryConfig{
-		Static:   cfg.StaticBridges,
-		Interval: cfg.ClusterReconcileInterval,
-		Store:    db,
-		Metrics:  metrics,
-		Changed: func(usable map[string]upstream.Cluster) {
-			replicas.worker.SetClusters(usable)
-			replicas.coordinator.ClustersChanged()
-		},
-		Logger: log.With("component", "registry"),
-	})
-
 	sweeper, err := sweep.New(sweep.Config{
 		Installation: cfg.Installation,
 		Limits: store.Limits{
@@ -209,6 +197,20 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	replicas.rounds = sweeper
+	replicas.registry = newRegistry(registryConfig{
+		Static:   cfg.StaticBridges,
+		Interval: cfg.ClusterReconcileInterval,
+		Store:    db,
+		Metrics:  metrics,
+		Changed: func(usable map[string]upstream.Cluster, others bool) {
+			replicas.worker.SetClusters(usable)
+			if others {
+				replicas.coordinator.ClustersChanged()
+				sweeper.ClustersChanged()
+			}
+		},
+		Logger: log.With("component", "registry"),
+	})
 	classes, err := classsync.New(classsync.Config{
 		Registry:   db,
 		Describe:   describe,

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,8 +28,8 @@ type registryConfig struct {
 	Store    *store.Store
 	Metrics  *metrics
 	// Changed is told where the clusters are that can be heard, after each
-	// look; it must not wait.
-	Changed func(map[string]upstream.Cluster)
+	// look, and whether others exist than before; it must not wait.
+	Changed func(usable map[string]upstream.Cluster, others bool)
 	Logger  *slog.Logger
 }
 
@@ -127,11 +128,13 @@ func (r *registry) reconcile(ctx context.Context) error {
 		}
 		usable[row.Name] = cluster
 	}
+	slices.SortFunc(exist, func(a, b coordinator.Cluster) int { return strings.Compare(a.Name, b.Name) })
 	r.cfg.Metrics.clusters(gauges)
 	r.mu.Lock()
+	others := !slices.Equal(r.exist, exist)
 	r.usable, r.exist, r.known = usable, exist, true
 	r.mu.Unlock()
-	r.cfg.Changed(maps.Clone(usable))
+	r.cfg.Changed(maps.Clone(usable), others)
 	return nil
 }
 

@@ -230,6 +230,7 @@ func (s *Sweeper) Run(ctx context.Context, fence shard.Fence) error {
 		// Two statements at a time: however many clusters there are, most
 		// connections stay with those who write what they hear.
 		turns: make(chan struct{}, 2),
+		again: make(chan struct{}, 1),
 	}
 	s.mu.Lock()
 	if s.term != nil {
@@ -276,6 +277,19 @@ func (s *Sweeper) Confirm(cluster string) error {
 	return w.confirm()
 }
 
+// ClustersChanged says that other clusters exist than before: those that are new
+// need not wait for the next round.
+func (s *Sweeper) ClustersChanged() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.term != nil {
+		select {
+		case s.term.again <- struct{}{}:
+		default:
+		}
+	}
+}
+
 func (s *Sweeper) watch(cluster string) (*watch, error) {
 	s.mu.Lock()
 	t := s.term
@@ -298,6 +312,8 @@ type term struct {
 	seq atomic.Int64
 	// turns bounds the statements at once.
 	turns chan struct{}
+	// again wakes supervise; size 1, so that wake-ups coalesce.
+	again chan struct{}
 
 	// mu guards watches. Those who change it belong to supervise.
 	mu      sync.Mutex
@@ -348,6 +364,7 @@ func (t *term) supervise(ctx context.Context, group *errgroup.Group) error {
 		}
 		select {
 		case <-time.After(pause):
+		case <-t.again:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -331,6 +331,19 @@ func TestAnOperatorConfirms(t *testing.T) {
 	})
 }
 
+// A cluster that is new need not wait for the next round.
+func TestANewCluster(t *testing.T) {
+	bubble(t, func(w *world) { w.cluster("eu") }, func(w *world, s *Sweeper, _ *prometheus.Registry) {
+		time.Sleep(begun)
+		w.with(func() { w.cluster("us") })
+		s.ClustersChanged()
+		time.Sleep(time.Second) // a round is a minute
+		if err := s.Request("us"); err != nil {
+			t.Errorf("there are no rounds of a cluster that is new: %v", err)
+		}
+	})
+}
+
 func TestARequest(t *testing.T) {
 	bubble(t, func(w *world) { w.cluster("eu") }, func(w *world, s *Sweeper, _ *prometheus.Registry) {
 		time.Sleep(begun)
