@@ -53,6 +53,16 @@ func (c *Coordinator) OwnerDeaf(id shard.ID) (deaf bool) {
 	return deaf
 }
 
+// HandedOver says whether a shard that this replica is to own was released by the
+// owner before, rather than lost.
+func (c *Coordinator) HandedOver(id shard.ID) (handed bool) {
+	c.link.Look(func(v *table.View) {
+		r := v.Shards[id].Value.Record
+		handed = r.Owner == c.me() && r.Phase == shard.PhaseRaise && r.Former != "" && r.Reason != shard.ReasonOrphan
+	})
+	return handed
+}
+
 // LeaderPeer is the peer address of the replica that leads, "" if none is known
 // to.
 func (c *Coordinator) LeaderPeer() (incarnation, peer string) {

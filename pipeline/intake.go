@@ -37,8 +37,10 @@ type Intake struct {
 	// generation counts the subscriptions of the stream.
 	generation atomic.Uint32
 	// fence is nil while buffering.
-	fence   atomic.Pointer[shard.Fence]
-	stopped atomic.Bool
+	fence atomic.Pointer[shard.Fence]
+	// seamless: see Seamless.
+	seamless atomic.Bool
+	stopped  atomic.Bool
 	// waiting counts the instances with a change that is not committed, offered
 	// the statuses that were offered of this shard's instances.
 	waiting atomic.Int64
@@ -185,6 +187,11 @@ func (in *Intake) Forget(ids []status.InstanceID) {
 		in.p.lanes[shard.Lane(id, len(in.p.lanes))].forget(in, id)
 	}
 }
+
+// Seamless says that what is heard here follows without a gap on what the owner
+// before has written: the first status of an instance may be a repeat of that.
+// Call it before Own.
+func (in *Intake) Seamless() { in.seamless.Store(true) }
 
 // Own begins to write, under this fence. What earlier owners have left in the
 // outbox is published before anything that is written from now on.

@@ -164,6 +164,11 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 			fences[fence.Shard] = at
 			batch.Fences = append(batch.Fences, fence)
 		}
+		if !e.in.seamless.Load() {
+			// What lies between may be missing: a status may come back to what
+			// the row was told, and has to be applied.
+			e.inFlight.First = false
+		}
 		batch.Entries = append(batch.Entries, store.Entry{Fence: at, Change: e.inFlight})
 		live = append(live, e)
 	}

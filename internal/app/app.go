@@ -168,6 +168,7 @@ func Run(ctx context.Context, o Options) error {
 		Client:      hearing,
 		Succeeded:   func() bool { return replicas.coordinator.Others() },
 		OwnerDeaf:   func(id shard.ID) bool { return replicas.coordinator.OwnerDeaf(id) },
+		HandedOver:  func(id shard.ID) bool { return replicas.coordinator.HandedOver(id) },
 		Logger:      log.With("component", "worker"),
 	})
 	if err != nil {

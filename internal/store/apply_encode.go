@@ -180,7 +180,7 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 	e.stoppingAt.time(first.StoppingAt)
 	e.stoppedAt.time(first.StoppedAt)
 	e.hash.int8(int64(c.Hash))
-	e.first.bool(c.First && len(rungs) == 1)
+	e.first.bool(c.First && c.Updates == 1)
 
 	// What one update alone does can do without these.
 	if len(rungs) > 1 || first.Revived || !first.LaterStopAt.IsZero() || !first.OpenStopAt.Equal(first.StoppedAt) {

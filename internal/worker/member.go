@@ -215,6 +215,13 @@ func (m *member) own(fence shard.Fence) error {
 	m.mu.Lock()
 	m.fence = fence
 	m.mu.Unlock()
+	select {
+	case <-m.synced:
+		if m.w.cfg.HandedOver(m.id) {
+			m.intake.Seamless()
+		}
+	default:
+	}
 	if err := m.intake.Own(fence); err != nil {
 		return fmt.Errorf("own %s: %w", m.id, err)
 	}

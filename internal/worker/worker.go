@@ -49,7 +49,9 @@ type Config struct {
 	Succeeded func() bool
 	// OwnerDeaf says whether the owner of a shard cannot hear its cluster.
 	OwnerDeaf func(id shard.ID) bool
-	Logger    *slog.Logger
+	// HandedOver says whether the owner before has released a shard.
+	HandedOver func(id shard.ID) bool
+	Logger     *slog.Logger
 }
 
 // Worker is a coordinator.Worker. All methods may be called at once, as far as
@@ -76,8 +78,8 @@ var errStopped = errors.New("the worker does not run")
 
 // New checks the configuration and starts nothing.
 func New(cfg Config) (*Worker, error) {
-	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.Logger == nil {
-		return nil, errors.New("worker: pipeline, quarantined, succeeded, owner deaf and logger are required")
+	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.HandedOver == nil || cfg.Logger == nil {
+		return nil, errors.New("worker: pipeline, quarantined, succeeded, owner deaf, handed over and logger are required")
 	}
 	return &Worker{
 		cfg:      cfg,
