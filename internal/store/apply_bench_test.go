@@ -302,7 +302,7 @@ func BenchmarkSmall(b *testing.B) {
 
 // BenchmarkShards writes batches that come from one shard and from many.
 func BenchmarkShards(b *testing.B) {
-	for _, shards := range []int{1, 200} {
+	for _, shards := range []int{1, 62, 200} {
 		b.Run(strconv.Itoa(shards), func(b *testing.B) { benchmarkApply(b, 2, shards, 62, 496) })
 	}
 }
