@@ -160,18 +160,12 @@ func (d *dev) service(ctx context.Context) error {
 	return d.summary(result)
 }
 
-// register tells the service of its clusters as an operator would: it finds
-// them in the table.
+// register tells the service of its clusters, and the screen.
 func (d *dev) register(ctx context.Context, clusters []loadtest.Cluster) error {
-	db, err := pgx.Connect(ctx, d.database)
-	if err != nil {
-		return fmt.Errorf("connect to Postgres: %w", err)
+	if err := loadtest.Register(ctx, d.database, clusters); err != nil {
+		return err
 	}
-	defer db.Close(context.WithoutCancel(ctx))
 	for _, c := range clusters {
-		if _, err := db.Exec(ctx, `INSERT INTO workspace_cluster (name, url) VALUES ($1, $2)`, c.Name, c.URL); err != nil {
-			return fmt.Errorf("register cluster %s: %w", c.Name, err)
-		}
 		d.screen.fact(c.Name, c.URL)
 	}
 	d.screen.say("\nWaiting until the service has looked at each cluster ...")

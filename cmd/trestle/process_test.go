@@ -293,12 +293,7 @@ func (w *world) through() string {
 
 // register puts the clusters of a load test into the registry.
 func (w *world) register(ctx context.Context, clusters []loadtest.Cluster) error {
-	for _, c := range clusters {
-		if _, err := w.db.Exec(ctx, `INSERT INTO workspace_cluster (name, url) VALUES ($1, $2)`, c.Name, c.URL); err != nil {
-			return fmt.Errorf("register %s: %w", c.Name, err)
-		}
-	}
-	return nil
+	return loadtest.Register(ctx, w.url, clusters)
 }
 
 // play runs a load test, and story beside it.

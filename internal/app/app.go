@@ -347,23 +347,15 @@ func leave(ctx context.Context, limit time.Duration, replicas *fleet, log *slog.
 }
 
 // fences are the database's, as the coordinator asks for them.
-type fences struct{ store *store.Store }
-
-func (f fences) Raise(ctx context.Context, fence shard.Fence) (shard.Fence, error) {
-	return f.store.Raise(ctx, fence)
-}
+type fences struct{ *store.Store }
 
 func (f fences) Known(ctx context.Context, clusters []string) (map[string]coordinator.Known, error) {
-	known, err := f.store.Known(ctx, clusters)
+	known, err := f.Store.Known(ctx, clusters)
 	out := make(map[string]coordinator.Known, len(known))
 	for name, k := range known {
 		out[name] = coordinator.Known(k)
 	}
 	return out, err
-}
-
-func (f fences) Cut(ctx context.Context, cluster string, generation int64, slices int) error {
-	return f.store.Cut(ctx, cluster, generation, slices)
 }
 
 // Migrate brings the database's schema up to what this version needs.

@@ -82,54 +82,62 @@ func TestRaiseRefusesAWriterThatWaited(t *testing.T) {
 	b.same("refused", b.row(testID(1)), plainRow(1))
 }
 
-func TestRaiseWaitsForAWriter(t *testing.T) {
-	b := newBench(t)
+// endsWriters holds that something waits for a writer who holds the fence, and
+// that those who come later are refused.
+func (b *bench) endsWriters(what string, do func(context.Context) error) {
+	b.Helper()
 	b.insert(plainRow(1))
 	// The writer holds its fence and waits for a row.
 	tx := b.begin()
-	if _, err := tx.Exec(t.Context(), `SELECT FROM workspace_instance FOR UPDATE`); err != nil {
-		t.Fatal(err)
+	if _, err := tx.Exec(b.Context(), `SELECT FROM workspace_instance FOR UPDATE`); err != nil {
+		b.Fatal(err)
 	}
-	done := b.applyBeside(b.batch(change(t, statusOf(testID(1), 5), statustest.Epoch)))
+	writer := b.applyBeside(b.batch(change(b, statusOf(testID(1), 5), statustest.Epoch)))
 	b.waitBlocked()
-	raised := make(chan shard.Fence, 1) // the test may have failed before it reads
-	go func() {
-		fence, err := b.Raise(context.Background(), b.above("other"))
-		if err != nil {
-			t.Error(err)
-		}
-		raised <- fence
-	}()
-	waitFor(t, b, 2)
+	done := make(chan error, 1) // the test may have failed before it reads
+	go func() { done <- do(context.Background()) }()
+	waitFor(b, 2)
 	select {
-	case <-raised:
-		t.Fatal("the epoch began before the writer's commit")
+	case <-done:
+		b.Fatalf("%s did not wait for the writer's commit", what)
 	default:
 	}
-	if err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := tx.Commit(b.Context()); err != nil {
+		b.Fatal(err)
 	}
-	if got := <-done; got.err != nil || got.commit.Results[0].Outcome != store.Applied {
-		t.Fatalf("%+v", got)
+	if got := <-writer; got.err != nil || got.commit.Results[0].Outcome != store.Applied {
+		b.Fatalf("%+v", got)
 	}
-	if fence := <-raised; fence.Epoch != b.fence.Epoch+1 || fence.Owner != "other" {
-		t.Fatalf("%+v", fence)
+	if err := <-done; err != nil {
+		b.Fatal(err)
 	}
-	if got := b.apply(change(t, statusOf(testID(1), 6), statustest.Epoch)); got.Results[0].Outcome != store.Refused {
-		t.Fatalf("%+v", got)
+	if got := b.apply(change(b, statusOf(testID(1), 6), statustest.Epoch)); got.Results[0].Outcome != store.Refused {
+		b.Fatalf("%+v", got)
 	}
 }
 
+func TestRaiseWaitsForAWriter(t *testing.T) {
+	b := newBench(t)
+	above := b.above("other")
+	b.endsWriters("a raise", func(ctx context.Context) error {
+		holds, err := b.Raise(ctx, above)
+		if err == nil && holds != above {
+			err = fmt.Errorf("%+v holds, want %+v", holds, above)
+		}
+		return err
+	})
+}
+
 // waitFor returns when so many sessions of the store wait for locks.
-func waitFor(t *testing.T, b *bench, sessions int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+func waitFor(b *bench, sessions int) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 20*time.Second)
 	defer cancel()
 	for waiting := 0; waiting < sessions; {
 		err := b.db.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity
 			WHERE datname = current_database() AND application_name = 'trestle' AND wait_event_type = 'Lock'`).Scan(&waiting)
 		if err != nil {
-			t.Fatal(err)
+			b.Fatal(err)
 		}
 	}
 }

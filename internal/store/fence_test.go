@@ -6,7 +6,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/trestle-bridge/trestle/internal/status/statustest"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -114,31 +113,5 @@ func TestCutRefusesNonsense(t *testing.T) {
 // for what is under way.
 func TestCutEndsWriters(t *testing.T) {
 	b := newBench(t)
-	b.insert(plainRow(1))
-	tx := b.begin()
-	if _, err := tx.Exec(t.Context(), `SELECT FROM workspace_instance FOR UPDATE`); err != nil {
-		t.Fatal(err)
-	}
-	done := b.applyBeside(b.batch(change(t, statusOf(testID(1), 5), statustest.Epoch)))
-	b.waitBlocked()
-	cut := make(chan error, 1) // the test may have failed before it reads
-	go func() { cut <- b.Cut(context.Background(), cluster, 1, 2) }()
-	waitFor(t, b, 2)
-	select {
-	case <-cut:
-		t.Fatal("the cluster was cut before the writer's commit")
-	default:
-	}
-	if err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if got := <-done; got.err != nil || got.commit.Results[0].Outcome != store.Applied {
-		t.Fatalf("%+v", got)
-	}
-	if err := <-cut; err != nil {
-		t.Fatal(err)
-	}
-	if got := b.apply(change(t, statusOf(testID(1), 6), statustest.Epoch)); got.Results[0].Outcome != store.Refused {
-		t.Fatalf("%+v", got)
-	}
+	b.endsWriters("a cut", func(ctx context.Context) error { return b.Cut(ctx, cluster, 1, 2) })
 }

@@ -57,13 +57,6 @@ trestle_pipeline_changes_total 40
 	}
 }
 
-func TestSettingsOfTheCallerAreLeftOut(t *testing.T) {
-	got := withoutSettings([]string{"PATH=/bin", "TRESTLE_LOG_LEVEL=debug", "REDIS_PASSWORD=x", "GOGC=50"})
-	if want := []string{"PATH=/bin", "GOGC=50"}; !slices.Equal(got, want) {
-		t.Errorf("got %v", got)
-	}
-}
-
 func TestMemoryOfAProcess(t *testing.T) {
 	s := &service{proc: &process.Process{PID: os.Getpid()}}
 	rss, err := s.memory("VmRSS")

@@ -94,7 +94,9 @@ func (b *bench) stormOver(ctx context.Context, n int) (perThousand, rate float64
 		},
 		Postgres: postgres, Redis: b.stack.Redis.URL(), Installation: installation,
 		NeverDrop: true, Logger: b.cfg.Logger, Snapshots: 2, Ready: time.Minute, Settle: 2 * time.Minute,
-		Register: func(ctx context.Context, clusters []loadtest.Cluster) error { return register(ctx, postgres, clusters) },
+		Register: func(ctx context.Context, clusters []loadtest.Cluster) error {
+			return loadtest.Register(ctx, postgres, clusters)
+		},
 		Begin: func() {
 			hookErr = settle(ctx, postgres)
 			var err error
@@ -120,21 +122,6 @@ func (b *bench) stormOver(ctx context.Context, n int) (perThousand, rate float64
 	b.judge(name, r)
 	l := load{Report: r}
 	return l.perThousand(after - before), l.rate(), nil
-}
-
-// register tells the service of clusters as an operator would by hand.
-func register(ctx context.Context, postgres string, clusters []loadtest.Cluster) error {
-	db, err := pgx.Connect(ctx, postgres)
-	if err != nil {
-		return fmt.Errorf("connect to Postgres: %w", err)
-	}
-	defer db.Close(context.WithoutCancel(ctx))
-	for _, c := range clusters {
-		if _, err := db.Exec(ctx, `INSERT INTO workspace_cluster (name, url) VALUES ($1, $2)`, c.Name, c.URL); err != nil {
-			return fmt.Errorf("register %s: %w", c.Name, err)
-		}
-	}
-	return nil
 }
 
 // planning is P11: plans for 10,000 shards on 100 replicas.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/devstack/process"
 	"github.com/trestle-bridge/trestle/loadtest"
+	"github.com/trestle-bridge/trestle/loadtest/fleet"
 )
 
 const (
@@ -80,7 +81,7 @@ func (b *bench) startService(ctx context.Context, name, postgres string, cluster
 		"--memprofile", filepath.Join(b.cfg.Results, name+".heap.pprof")}, b.cfg.Serve...)
 	cmd := exec.Command(b.cfg.Trestle, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = withoutSettings(os.Environ())
+	cmd.Env = fleet.WithoutSettings(os.Environ())
 	s.proc, err = process.Start(cmd, syscall.SIGKILL, nil)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return nil, err
@@ -91,17 +92,6 @@ func (b *bench) startService(ctx context.Context, name, postgres string, cluster
 		return nil, errors.Join(err, s.proc.Kill())
 	}
 	return s, nil
-}
-
-// withoutSettings leaves out of an environment what would change what the
-// service does.
-func withoutSettings(env []string) (out []string) {
-	for _, e := range env {
-		if !strings.HasPrefix(e, "TRESTLE_") && !strings.HasPrefix(e, "REDIS_") {
-			out = append(out, e)
-		}
-	}
-	return out
 }
 
 func freeAddress(ctx context.Context) (string, error) {

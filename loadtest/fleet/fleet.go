@@ -104,7 +104,7 @@ func (f *Fleet) Launch(ctx context.Context, name, revision string) (*Replica, er
 		"--console.address", "127.0.0.1:0"}, f.cfg.Args...)
 	cmd := exec.Command(f.cfg.Binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(withoutSettings(os.Environ()), f.cfg.Env...)
+	cmd.Env = append(WithoutSettings(os.Environ()), f.cfg.Env...)
 	r.proc, err = process.Start(cmd, syscall.SIGKILL, nil)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -118,9 +118,9 @@ func (f *Fleet) Launch(ctx context.Context, name, revision string) (*Replica, er
 	return r, nil
 }
 
-// withoutSettings leaves out of an environment what would change what the
-// service does.
-func withoutSettings(env []string) (out []string) {
+// WithoutSettings leaves out of an environment what would change what the service
+// does.
+func WithoutSettings(env []string) (out []string) {
 	for _, e := range env {
 		if !strings.HasPrefix(e, "TRESTLE_") && !strings.HasPrefix(e, "REDIS_") {
 			out = append(out, e)

@@ -1,0 +1,191 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/internal/sweep"
+	peerv1 "github.com/trestle-bridge/trestle/proto/trestle/peer/v1"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// replica notes what it is asked, and answers as it is told. The tests ask one
+// thing at a time.
+type replica struct {
+	shards   []shard.ID
+	since    time.Time
+	caughtUp bool
+	err      error
+
+	cluster string
+	ids     []status.InstanceID
+
+	requested, confirmed string
+}
+
+func (r *replica) CaughtUp(shards []shard.ID, since time.Time) (bool, error) {
+	r.shards, r.since = shards, since
+	return r.caughtUp, r.err
+}
+
+func (r *replica) Forget(cluster string, ids []status.InstanceID) {
+	r.cluster, r.ids = cluster, append(r.ids, ids...)
+}
+
+func (r *replica) Request(cluster string) error { r.requested = cluster; return r.err }
+func (r *replica) Confirm(cluster string) error { r.confirmed = cluster; return r.err }
+
+// serve gives the address of a server that answers for a replica, and peers that
+// can ask it.
+func serve(t *testing.T, r *replica) (string, *Peers) {
+	t.Helper()
+	s, err := New(Config{Address: "127.0.0.1:0", Replica: r, Rounds: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	peers := NewPeers()
+	t.Cleanup(func() {
+		if err := peers.Close(); err != nil {
+			t.Error(err)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return s.Addr().String(), peers
+}
+
+func TestCaughtUp(t *testing.T) {
+	r := &replica{}
+	at, peers := serve(t, r)
+	shards := []shard.ID{shard.Whole("od#d"), shard.Slice("eu", 2, 4)}
+	before := time.Now()
+	for _, want := range []bool{false, true} {
+		r.caughtUp = want
+		if got, err := peers.CaughtUp(t.Context(), at, shards); err != nil || got != want {
+			t.Errorf("%v, %v, want %v", got, err, want)
+		}
+	}
+	// What was heard until it was asked counts, by its own clock.
+	if !slices.Equal(r.shards, shards) || r.since.Before(before) {
+		t.Errorf("it was asked for %v since %s", r.shards, r.since)
+	}
+	r.err = errors.New("not owned here")
+	if got, err := peers.CaughtUp(t.Context(), at, shards); grpcstatus.Code(err) != codes.FailedPrecondition || got {
+		t.Errorf("who does not own the shard says %v, %v", got, err)
+	}
+}
+
+func TestForget(t *testing.T) {
+	r := &replica{}
+	at, peers := serve(t, r)
+	// More than one message holds.
+	ids := make([]status.InstanceID, maxMessage/32+3)
+	for i := range ids {
+		ids[i][0], ids[i][1], ids[i][2] = byte(i), byte(i>>8), byte(i>>16)
+	}
+	if err := peers.Forget(t.Context(), at, "eu", ids); err != nil {
+		t.Fatal(err)
+	}
+	if r.cluster != "eu" || !slices.Equal(r.ids, ids) {
+		t.Errorf("%d ids of %s, want %d of eu", len(r.ids), r.cluster, len(ids))
+	}
+}
+
+func TestSweep(t *testing.T) {
+	r := &replica{}
+	at, peers := serve(t, r)
+	for _, confirm := range []bool{false, true} {
+		for _, want := range []error{nil, sweep.ErrUnknownCluster, sweep.ErrNotHeld} {
+			r.err = want
+			if err := peers.Sweep(t.Context(), at, "eu", confirm); !errors.Is(err, want) {
+				t.Errorf("%v, want %v", err, want)
+			}
+		}
+		r.err = errors.New("something else")
+		if err := peers.Sweep(t.Context(), at, "eu", confirm); grpcstatus.Code(err) != codes.Internal {
+			t.Errorf("%v", err)
+		}
+	}
+	if r.requested != "eu" || r.confirmed != "eu" {
+		t.Errorf("requested %q, confirmed %q", r.requested, r.confirmed)
+	}
+}
+
+// What another version might send, or somebody who is no replica.
+func TestNonsenseIsRefused(t *testing.T) {
+	r := &replica{}
+	at, peers := serve(t, r)
+	client, err := peers.client(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CaughtUp(t.Context(), &peerv1.CaughtUpRequest{Shards: []string{"eu#9/4"}}); grpcstatus.Code(err) != codes.InvalidArgument {
+		t.Errorf("a shard that is none: %v", err)
+	}
+	if _, err := client.Forget(t.Context(), &peerv1.ForgetRequest{InstanceIds: [][]byte{{1, 2}}}); grpcstatus.Code(err) != codes.InvalidArgument || r.ids != nil {
+		t.Errorf("an id that is none: %v", err)
+	}
+	if err := peers.Sweep(t.Context(), "", "eu", false); err == nil {
+		t.Error("nobody was asked")
+	}
+}
+
+func TestKeep(t *testing.T) {
+	at, peers := serve(t, &replica{caughtUp: true})
+	ask := func() {
+		t.Helper()
+		if _, err := peers.CaughtUp(t.Context(), at, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	ask()
+	kept := peers.conns[at]
+	peers.Keep(map[string]bool{at: true})
+	if peers.conns[at] != kept {
+		t.Error("the connection to a member was given up")
+	}
+	peers.Keep(nil)
+	if len(peers.conns) != 0 {
+		t.Error("the connection to one who has gone is kept")
+	}
+	ask()
+}
+
+func TestRefuses(t *testing.T) {
+	at, _ := serve(t, &replica{})
+	if Refuses(t.Context(), at) {
+		t.Error("who listens refuses")
+	}
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := closed.Addr().String()
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !Refuses(t.Context(), address) {
+		t.Error("where nobody listens is no refusal")
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if Refuses(over, at) {
+		t.Error("that there was no time is a refusal")
+	}
+}
