@@ -56,6 +56,9 @@ type Config struct {
 	// publish, or the waiting for that has ended: before the tables are
 	// checked, the moment to end a measurement.
 	Published func()
+	// Followed, if set, is called for each change that a publish has followed:
+	// see ledger.Config.
+	Followed func(cluster int, sent, published time.Time)
 	// Progress, if set, is called every ProgressInterval (default 1 s).
 	Progress         func(Progress)
 	ProgressInterval time.Duration
@@ -116,6 +119,7 @@ func New(cfg Config) (*Test, error) {
 		DecisiveStopped: cfg.DecisiveStopped,
 		Count:           t.work.Instances,
 		Subject:         func(n int) ledger.Subject { return t.work.subject(t.library, n) },
+		Followed:        cfg.Followed,
 	}
 	if t.work.Shape == Closed {
 		lc.Published = t.ready.add

@@ -74,6 +74,8 @@ func measurements() []measurement {
 		{"P6", (*bench).memory},
 		{"P7", (*bench).clusters},
 		{"P8", (*bench).replicas},
+		{"P9", (*bench).takingOver},
+		{"P10", (*bench).moving},
 		{"P11", (*bench).planning},
 		{"P12", (*bench).sweeping},
 	}

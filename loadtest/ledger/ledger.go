@@ -43,6 +43,11 @@ type Config struct {
 	// so far has been followed by a publish. It is called by the listener's
 	// goroutine and must not block.
 	Published func(number int)
+	// Followed, if set, is called for each change when a publish of its instance
+	// has followed it: the number of its cluster, when it was sent (in an open
+	// loop: due) and when the publish came. It is called by the listener's
+	// goroutine, under the ledger's lock: it must not block, nor call the ledger.
+	Followed func(cluster int, sent, published time.Time)
 }
 
 // Counts are the sums of a run so far.
@@ -324,6 +329,9 @@ func (l *Ledger) heardInstance(number int32, at time.Time) (publish int32) {
 	for i, step := range e.sent[e.followed:] {
 		if e.applied[int(e.followed)+i] {
 			l.latency.Add(now - step)
+			if l.cfg.Followed != nil {
+				l.cfg.Followed(int(e.cluster), l.epoch.Add(step), at)
+			}
 		}
 	}
 	e.followed = int32(len(e.sent))
