@@ -223,7 +223,7 @@ type Sample struct {
 // Shard is a cluster, or a slice of one.
 type Shard struct {
 	Cluster string `json:"cluster"`
-	// Slice is from 0 to Slices-1; an uncut cluster has one.
+	// Slice is from 0 to Slices-1; an uncut cluster has 0 or 1 of them.
 	Slice  int `json:"slice"`
 	Slices int `json:"slices"`
 	// Spans are in the order of time and do not overlap. What lies between two
@@ -258,6 +258,7 @@ type Move struct {
 	TookS   float64 `json:"took_s"`
 	Cluster string  `json:"cluster"`
 	Slice   int     `json:"slice"`
+	Slices  int     `json:"slices"`
 	// From is empty for a shard that is new.
 	From string   `json:"from"`
 	To   string   `json:"to"`
