@@ -79,7 +79,7 @@ second one ends at once.`,
 			if err != nil {
 				return err
 			}
-			if err := r.complete(); err != nil {
+			if err := r.complete(scenarios); err != nil {
 				return err
 			}
 			*started = true
@@ -183,7 +183,7 @@ func (r *running) adjust(s *scenario.Scenario) {
 }
 
 // complete checks the flags.
-func (r *running) complete() error {
+func (r *running) complete(scenarios []*scenario.Scenario) error {
 	if r.trestle == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -216,6 +216,13 @@ func (r *running) complete() error {
 	}
 	if r.decisive != "stopping" && r.decisive != "stopped" {
 		return fmt.Errorf("--decisive-phase %q: give stopping or stopped", r.decisive)
+	}
+	for _, s := range scenarios {
+		for i := range s.Faults {
+			if err := stage.OnInstallation(&s.Faults[i]); err != nil {
+				return fmt.Errorf("scenario %s: %w", s.Name, err)
+			}
+		}
 	}
 	if r.advertise == "" {
 		r.advertise = r.listen

@@ -114,7 +114,7 @@ func (s *shards) moved(at time.Time, one *shard, t *trestlev1.Shard, writer stri
 		}
 	}
 	s.recorder.Moved(record.Move{
-		AtS: s.recorder.At(began), TookS: s.recorder.At(at) - s.recorder.At(began),
+		AtS: s.recorder.At(began), TookS: max(0, at.Sub(began)).Round(time.Millisecond).Seconds(),
 		Cluster: one.cluster, Slice: one.slice, Slices: one.slices, From: one.last, To: writer, Kind: kind,
 		Reason: strings.ToLower(strings.TrimPrefix(t.GetReason().String(), "REASON_")),
 	})

@@ -243,11 +243,6 @@ func (d *director) choose(ctx context.Context, f *scenario.Fault, draw float64) 
 			return nil
 		}
 	}
-	s.Recover = each(func(ctx context.Context, c *sim.Cluster) error {
-		ctx, cancel := context.WithTimeout(ctx, d.cfg.Settle)
-		defer cancel()
-		return c.AwaitSubscribers(ctx, 1)
-	})
 	switch {
 	case f.Connection():
 		stage.Connections(f, s, proxies...)
@@ -264,5 +259,37 @@ func (d *director) choose(ctx context.Context, f *scenario.Fault, draw float64) 
 	default:
 		return nil, fmt.Errorf("%s is nothing that can be done to clusters", f.Do)
 	}
+	if f.Do != "delay" {
+		d.heardAgain(s, clusters)
+	}
 	return s, nil
+}
+
+// heardAgain has a strike that breaks streams recover when each cluster has been
+// asked for a snapshot after the end of the strike, and is heard.
+func (d *director) heardAgain(s *stage.Strike, clusters []*sim.Cluster) {
+	before := make([]int, len(clusters))
+	last := &s.Begin
+	if s.End != nil {
+		last = &s.End
+	}
+	do := *last
+	*last = func(ctx context.Context) error {
+		err := do(ctx)
+		for i, c := range clusters {
+			before[i] = c.Stats().Snapshots
+		}
+		return err
+	}
+	s.Recover = func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, d.cfg.Settle)
+		defer cancel()
+		for i, c := range clusters {
+			err := c.Await(ctx, func(now sim.Stats) bool { return now.Subscribers > 0 && now.Snapshots > before[i] })
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }

@@ -184,13 +184,6 @@ func (d *director) breaks() bool {
 
 // run plays the scenario and makes the recording.
 func (d *director) run(ctx context.Context) (*record.Recording, error) {
-	for i := range d.s.Faults {
-		if f := &d.s.Faults[i]; !onClusters(f) {
-			if err := d.stage.Can(f); err != nil {
-				return nil, fmt.Errorf("fault %d of scenario %s: %w", i+1, d.s.Name, err)
-			}
-		}
-	}
 	facts, err := d.stage.Facts(ctx)
 	if err != nil {
 		return nil, err

@@ -65,10 +65,9 @@ type Installation struct {
 	DecisiveStopped bool
 }
 
-// Theatre is what a stage does for a scenario.
+// theatre is what a stage does for a scenario.
 type theatre interface {
-	// Can says why a fault cannot be done here; Choose makes a strike of it.
-	Can(f *scenario.Fault) error
+	// Choose makes a strike of a fault.
 	Choose(ctx context.Context, f *scenario.Fault, cluster func(int) string, draw float64) (*stage.Strike, error)
 	// Facts are asked for at the beginning; Finish says at the end what else has
 	// held.

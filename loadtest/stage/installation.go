@@ -89,7 +89,7 @@ func (in *Installation) Replicas() []monitor.Replica { return in.replicas }
 
 // Choose makes a strike of a fault; clusters have names by their numbers.
 func (in *Installation) Choose(ctx context.Context, f *scenario.Fault, cluster func(int) string, draw float64) (*Strike, error) {
-	if err := in.Can(f); err != nil {
+	if err := OnInstallation(f); err != nil {
 		return nil, err
 	}
 	replica := ""
@@ -102,8 +102,8 @@ func (in *Installation) Choose(ctx context.Context, f *scenario.Fault, cluster f
 	return operated(f, in.operator, replica, cluster)
 }
 
-// Can says why a fault cannot be done to an installation.
-func (in *Installation) Can(f *scenario.Fault) error {
+// OnInstallation says why a fault cannot be done to an installation that exists.
+func OnInstallation(f *scenario.Fault) error {
 	if f.NeedsOwnFleet() {
 		return fmt.Errorf("%s of %q needs processes that the load test has started itself: play the scenario against a fleet of its own (without --postgres, --redis and --grpc), or do it yourself meanwhile",
 			f.Do, f.Target)

@@ -10,9 +10,6 @@ import (
 	"github.com/trestle-bridge/trestle/loadtest/scenario"
 )
 
-// Can says why a fault cannot be done: all can.
-func (o *Own) Can(*scenario.Fault) error { return nil }
-
 // Choose makes a strike of a fault; clusters have names by their numbers.
 func (o *Own) Choose(ctx context.Context, f *scenario.Fault, cluster func(int) string, draw float64) (*Strike, error) {
 	switch f.Target.Kind {
