@@ -27,8 +27,8 @@ type key struct {
 type memory struct {
 	version uint64 // the highest heard or stored
 	hash    uint64 // of the last one heard; 0 if that is not what is stored
-	// until is set for an instance that no row knows.
-	until      time.Time
+	// until is set for an instance that no row knows, in Unix nanoseconds.
+	until      int64
 	generation uint32 // the subscription on which the stream spoke of it
 	kind       status.Kind
 }
@@ -162,7 +162,7 @@ func (l *lane) judge(in *Intake, h status.Heard) (verdict, status.Kind) {
 		return v, m.kind
 	}
 	if m, ok := l.ignored.Get(k); ok {
-		if h.At.Before(m.until) {
+		if h.At.UnixNano() < m.until {
 			return verdictUnknown, m.kind
 		}
 		l.ignored.Remove(k)
@@ -331,7 +331,7 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
 		settled[e.in] = settled[e.in].with(e)
 		after.generation, after.kind = heard.generation, heard.kind
 		after.version = max(after.version, heard.version)
-		if after.until.IsZero() {
+		if after.until == 0 {
 			l.known.Add(e.key, &after)
 		} else {
 			l.known.Remove(e.key)
