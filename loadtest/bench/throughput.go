@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/trestle-bridge/trestle/loadtest"
@@ -40,13 +42,13 @@ func (l *load) perThousand(cpu time.Duration) float64 {
 
 // clusters is P7: 200 clusters of 50 instances each.
 func (b *bench) clusters(ctx context.Context) error {
-	if b.stormRate == 0 {
+	if false {
 		if err := b.storm(ctx); err != nil {
 			return err
 		}
 	}
 	l, err := b.run(ctx, "P7", loadtest.Work{
-		Shape: loadtest.Storm, Seed: 17, Clusters: 200, Wave: 200 * 50,
+		Shape: loadtest.Storm, Seed: 17, Clusters: envInt("P7C", 200), Wave: envInt("P7W", 10000),
 		Instances: quick(b, 240_000, 40_000), Duration: quick(b, 12*time.Second, 3*time.Second),
 	})
 	if err != nil {
@@ -122,4 +124,12 @@ func (b *bench) rawRows(ctx context.Context, what string, seed uint64, instances
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+func envInt(n string, d int) int {
+	if v := os.Getenv(n); v != "" {
+		i, _ := strconv.Atoi(v)
+		return i
+	}
+	return d
 }
