@@ -49,6 +49,8 @@ type Own struct {
 	// Trestle is the path of the service's binary, Logs the folder for the logs
 	// of replicas.
 	Trestle, Logs string
+	// Env is added to the environment of replicas.
+	Env []string
 }
 
 // Installation is one that exists.
@@ -99,7 +101,7 @@ func playOwn(ctx context.Context, cfg Config) (_ *record.Recording, err error) {
 	}
 	d := newDirector(cfg, "sim")
 	cfg.Tell(fmt.Sprintf("starting PostgreSQL, Redis, etcd and %d replicas; logs in %s", cfg.Scenario.Fleet.Replicas, cfg.Own.Logs))
-	own, err := stage.StartOwn(ctx, stage.OwnConfig{Trestle: cfg.Own.Trestle, Dir: cfg.Own.Logs, Scenario: cfg.Scenario, Told: d.told()})
+	own, err := stage.StartOwn(ctx, stage.OwnConfig{Trestle: cfg.Own.Trestle, Dir: cfg.Own.Logs, Env: cfg.Own.Env, Scenario: cfg.Scenario, Told: d.told()})
 	if err != nil {
 		return nil, err
 	}

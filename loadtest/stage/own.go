@@ -24,8 +24,10 @@ import (
 type OwnConfig struct {
 	// Trestle is the path of the service's binary; Dir is a folder for logs.
 	Trestle, Dir string
-	Scenario     *scenario.Scenario
-	Told         Told
+	// Env is added to the environment of replicas.
+	Env      []string
+	Scenario *scenario.Scenario
+	Told     Told
 }
 
 const (
@@ -140,13 +142,13 @@ func (o *Own) makeFleet() error {
 	database.Host = o.through(scenario.Postgres, database.Host)
 	o.fleet, err = fleet.New(fleet.Config{
 		Binary: o.cfg.Trestle, Dir: o.cfg.Dir, Stop: stopTimeout,
-		Env: []string{
+		Env: append([]string{
 			"TRESTLE_POSTGRES_URL=" + database.String(),
 			"TRESTLE_REDIS_URL=redis://" + o.through(scenario.Redis, o.stack.Redis.Addr()),
 			"TRESTLE_ETCD_ENDPOINTS=http://" + o.through(scenario.Etcd, o.stack.Etcd.Addr()),
 			fmt.Sprintf("TRESTLE_ETCD_LEASE_SECONDS=%d", o.cfg.Scenario.Fleet.Lease/time.Second),
 			"TRESTLE_ALLOW_PLAINTEXT_CLUSTERS=true",
-		},
+		}, o.cfg.Env...),
 		Args: append([]string{"--wsClusterDBReconcileIntervalSeconds", "1", "--shutdown.timeoutSeconds", "60"}, o.cfg.Scenario.Fleet.Serve...),
 	})
 	return err
