@@ -83,7 +83,7 @@ func run(s *signals, args []string) int {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	started := false
-	root.AddCommand(runCommand(&started, s), scenariosCommand(&started), showCommand(&started), cleanCommand(&started), soakCommand(&started, s),
+	root.AddCommand(runCommand(&started, s), scenariosCommand(&started), showCommand(&started), reportCommand(&started), cleanCommand(&started), soakCommand(&started, s),
 		benchCommand(&started), readCommand(&started))
 	root.SetArgs(args)
 	command, err := root.ExecuteContextC(s.ctx)

@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/trestle-bridge/trestle/loadtest/play"
 	"github.com/trestle-bridge/trestle/loadtest/record"
+	"github.com/trestle-bridge/trestle/loadtest/report"
 	"github.com/trestle-bridge/trestle/loadtest/scenario"
 	"github.com/trestle-bridge/trestle/loadtest/stage"
 )
@@ -28,7 +30,9 @@ var errBroken = errors.New("it has not held")
 type running struct {
 	signals *signals
 
-	all               bool
+	all bool
+	// brief: of what has held, a line is enough.
+	brief             bool
 	seed              uint64
 	results           string
 	verbose           bool
@@ -239,10 +243,7 @@ func (r *running) existing() bool { return r.postgres != "" || r.redis != "" || 
 
 // config is how one scenario is played.
 func (r *running) config(s *scenario.Scenario, logs string) play.Config {
-	cfg := play.Config{
-		Scenario: s, Seed: r.seed, Interrupt: r.signals.first,
-		Tell: func(line string) { fmt.Fprintln(os.Stderr, line) },
-	}
+	cfg := play.Config{Scenario: s, Seed: r.seed, Interrupt: r.signals.first}
 	if r.verbose {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
@@ -300,29 +301,78 @@ func (r *running) logFolder() (string, error) {
 
 // one plays a scenario, and shows and keeps what came of it.
 func (r *running) one(ctx context.Context, s *scenario.Scenario, logs string) (held bool, err error) {
-	fmt.Fprintf(os.Stderr, "%s: %s (seed %d)\n", s.Name, s.Summary, r.seed)
-	rec, err := play.Play(ctx, r.config(s, logs))
+	progress := report.NewProgress(report.ProgressConfig{Out: os.Stderr, Width: widthOf(os.Stderr)})
+	defer progress.End()
+	progress.Say("%s: %s (seed %d)", s.Name, s.Summary, r.seed)
+	cfg := r.config(s, logs)
+	cfg.Tell = func(line string) { progress.Say("%s", line) }
+	cfg.Progress = progress.Show
+	rec, err := play.Play(ctx, cfg)
+	progress.End()
 	if rec == nil {
 		return false, err
 	}
-	path := filepath.Join(r.results, s.Name+".json")
-	err = errors.Join(err, record.Write(path, rec), r.show(rec))
+	files, writeErr := report.Write(r.results, s.Name, rec)
+	err = errors.Join(err, writeErr)
+	if r.brief && rec.Verdict.Held {
+		fmt.Printf("%-10s held  %6d sent  p99 %7.0f ms  %s\n", s.Name, rec.Totals.Sent, rec.Latency.All.P99MS, s.Summary)
+		return true, err
+	}
+	err = errors.Join(err, report.Terminal(os.Stdout, terminal(), rec))
+	progress.Say("recorded in %s and %s", files.Recording, files.HTML)
 	return rec.Verdict.Held, err
 }
 
-func (r *running) show(rec *record.Recording) error {
-	v := &rec.Verdict
-	for _, e := range v.Expectations {
-		if !e.Held {
-			fmt.Printf("  NOT MET: %s: want %s, got %s\n", e.What, e.Want, e.Got)
+// widthOf gives the columns of a terminal whenever it is asked; nil: f is none.
+func widthOf(f *os.File) func() int {
+	fd := int(f.Fd())
+	if !term.IsTerminal(fd) {
+		return nil
+	}
+	return func() int {
+		if width, _, err := term.GetSize(fd); err == nil && width > 0 {
+			return width
 		}
+		return 80
 	}
-	for _, f := range v.Findings[:min(len(v.Findings), 10)] {
-		fmt.Printf("  %s\n", f)
+}
+
+// terminal is what standard output can show.
+func terminal() report.TerminalConfig {
+	width := widthOf(os.Stdout)
+	if width == nil {
+		return report.TerminalConfig{}
 	}
-	fmt.Printf("%s: held %v; %d sent, %d published, p50 %g ms, p99 %g ms, longest %g ms; %d instances, %d exact; %d moves\n", rec.Scenario, v.Held,
-		rec.Totals.Sent, rec.Totals.Publishes, rec.Latency.All.P50MS, rec.Latency.All.P99MS, rec.Latency.All.MaxMS, v.Instances, v.Exact, len(rec.Moves))
-	return nil
+	return report.TerminalConfig{Width: width(), Color: os.Getenv("NO_COLOR") == ""}
+}
+
+// reportCommand shows a recording again.
+func reportCommand(started *bool) *cobra.Command {
+	var page string
+	c := &cobra.Command{
+		Use:   "report FILE",
+		Short: "Show the recording of a scenario again",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			*started = true
+			rec, err := record.Read(args[0])
+			if err != nil {
+				return err
+			}
+			if page != "" {
+				f, err := os.Create(page)
+				if err != nil {
+					return fmt.Errorf("write the page: %w", err)
+				}
+				if err := errors.Join(report.HTML(f, rec), f.Close()); err != nil {
+					return fmt.Errorf("write %s: %w", page, err)
+				}
+			}
+			return report.Terminal(c.OutOrStdout(), terminal(), rec)
+		},
+	}
+	c.Flags().StringVar(&page, "html", "", "also write the page to this file")
+	return c
 }
 
 // scenariosCommand lists the built-in scenarios.

@@ -15,7 +15,7 @@ import (
 )
 
 func soakCommand(started *bool, s *signals) *cobra.Command {
-	r := &running{signals: s, changed: func(string) bool { return false }}
+	r := &running{signals: s, brief: true, changed: func(string) bool { return false }}
 	var first int
 	c := &cobra.Command{
 		Use:   "soak",
