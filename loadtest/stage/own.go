@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -243,12 +244,26 @@ func (o *Own) Replicas() []monitor.Replica {
 }
 
 // Facts of the fleet.
-func (o *Own) Facts(context.Context) (Facts, error) {
-	return Facts{Installation: record.OwnFleet, Parts: []record.Setting{
-		{Name: "PostgreSQL", Value: o.stack.Postgres.Kind()},
+func (o *Own) Facts(ctx context.Context) (Facts, error) {
+	facts := Facts{Installation: record.OwnFleet, Parts: []record.Setting{
+		{Name: "PostgreSQL", Value: strings.TrimPrefix(o.stack.Postgres.Kind(), "PostgreSQL ")},
 		{Name: "Redis", Value: o.stack.Redis.Kind()},
-		{Name: "etcd", Value: o.stack.Etcd.Kind()},
-	}}, nil
+		{Name: "etcd", Value: strings.TrimPrefix(o.stack.Etcd.Kind(), "etcd ")},
+	}}
+	for _, r := range o.fleet.Living() {
+		families, err := r.Families(ctx)
+		if err != nil {
+			return facts, err
+		}
+		for _, m := range families["trestle_build_info"].GetMetric() {
+			for _, label := range m.GetLabel() {
+				if label.GetName() == "version" {
+					facts.Product = label.GetValue()
+				}
+			}
+		}
+	}
+	return facts, nil
 }
 
 // Finish has all replicas end in order, one after the other, and says whether
