@@ -57,6 +57,9 @@ type Config struct {
 	// publish, or the waiting for that has ended: before the tables are
 	// checked, the moment to end a measurement.
 	Published func()
+	// Finally, if set, is called when all has been checked, while the clusters
+	// still run: the moment to end what hears them.
+	Finally func(context.Context) error
 	// Followed, if set, is called for each change that a publish has followed:
 	// see ledger.Config.
 	Followed func(cluster int, sent, published time.Time)
@@ -211,6 +214,9 @@ func (t *Test) Run(ctx context.Context) (*Report, error) {
 		background.Go(func() error { t.watch(bctx, c); return nil })
 	}
 	report, err := t.run(bctx, listener, db)
+	if err == nil && t.cfg.Finally != nil {
+		err = t.cfg.Finally(bctx)
+	}
 	cancel()
 	if bErr := background.Wait(); err == nil {
 		err = bErr

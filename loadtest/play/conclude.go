@@ -14,23 +14,29 @@ import (
 	"github.com/trestle-bridge/trestle/loadtest/stage"
 )
 
-// conclude makes the recording of what has been played.
-func (d *director) conclude(ctx context.Context, facts stage.Facts, report *loadtest.Report) (*record.Recording, error) {
-	recorder := d.recorder.Load()
-	recorder.Uncounted(report.Repeats, report.Stale, report.Invalid)
-	rec := recorder.Finish(d.published)
-	expectations, err := d.stage.Finish(ctx)
-	if err != nil {
-		return nil, err
+// finish ends the recording, and then the stage, while the clusters still run: a
+// service is not to end in a world that has ended before.
+func (d *director) finish(ctx context.Context) error {
+	d.recording = d.recorder.Load().Finish(d.published)
+	d.recording.Parameters.Replicas = len(d.replicas())
+	met, err := d.stage.Finish(ctx)
+	for _, e := range met {
+		d.expect(e)
 	}
-	w := d.s.Work
+	return err
+}
+
+// conclude completes the recording of what has been played.
+func (d *director) conclude(facts stage.Facts, report *loadtest.Report) (*record.Recording, error) {
+	rec, w := d.recording, d.s.Work
+	rec.Totals.Repeats, rec.Totals.Stale, rec.Totals.Invalid = report.Repeats, report.Stale, report.Invalid
 	rec.Scenario, rec.Description, rec.Seed = d.s.Name, d.s.Summary, d.cfg.Seed
 	rec.Product = facts.Product
 	rec.Environment = record.Environment{
 		Installation: facts.Installation, Machine: runtime.GOOS + "/" + runtime.GOARCH, Cores: runtime.NumCPU(), MemoryBytes: memory(), Parts: facts.Parts,
 	}
 	rec.Parameters = record.Parameters{
-		Shape: string(w.Shape), RatePerSecond: w.Rate, Clusters: w.Clusters, Instances: report.Work.Instances, Replicas: len(d.replicas()),
+		Shape: string(w.Shape), RatePerSecond: w.Rate, Clusters: w.Clusters, Instances: report.Work.Instances, Replicas: rec.Parameters.Replicas,
 		Settings: []record.Setting{
 			{Name: "live instances", Value: fmt.Sprint(w.Live)},
 			{Name: "odd instances", Value: fmt.Sprintf("%g %%", 100*w.Odd)},
@@ -46,7 +52,7 @@ func (d *director) conclude(ctx context.Context, facts stage.Facts, report *load
 		rec.Parameters.Settings = append(rec.Parameters.Settings, record.Setting{Name: "share of the hot cluster", Value: fmt.Sprintf("%g %%", 100*w.Hot)})
 	}
 	rec.Verdict = verdict(report, d.test.Ledger().Counts())
-	rec.Verdict.Expectations = append(d.met, expectations...)
+	rec.Verdict.Expectations = d.met
 	if report.Gaps > 0 {
 		rec.Verdict.Expectations = append(rec.Verdict.Expectations, record.Expectation{
 			What: "the load test's own subscription to Redis", Want: "never lost, or publishes cannot be judged", Got: fmt.Sprintf("lost %d times", report.Gaps),

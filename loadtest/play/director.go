@@ -53,8 +53,10 @@ type director struct {
 	start    time.Time
 	recorder atomic.Pointer[record.Recorder]
 	monitor  *monitor.Monitor
-	// published is when everything had been published.
+	// published is when everything had been published; recording is of all until
+	// then.
 	published time.Time
+	recording *record.Recording
 
 	// mu guards what follows.
 	mu sync.Mutex
@@ -206,7 +208,7 @@ func (d *director) run(ctx context.Context) (*record.Recording, error) {
 	if err := parts.Wait(); err != nil {
 		return nil, err
 	}
-	return d.conclude(context.WithoutCancel(ctx), facts, report)
+	return d.conclude(facts, report)
 }
 
 // prepare makes the load test, and the proxies before its clusters.
@@ -225,7 +227,7 @@ func (d *director) prepare(ctx context.Context, parts *errgroup.Group) error {
 		// A replica that begins again publishes what it finds in the outbox long
 		// before it has heard the clusters: silence says little then.
 		Silence: 10 * time.Second,
-		Stop:    d.stop, Begin: d.begin, Published: func() { d.published = time.Now() },
+		Stop:    d.stop, Begin: d.begin, Published: func() { d.published = time.Now() }, Finally: d.finish,
 		Sending: d.sending, Heard: d.heard, Logger: d.cfg.Logger,
 		Register: func(ctx context.Context, clusters []loadtest.Cluster) error {
 			return d.register(ctx, clusters, advertise)

@@ -55,9 +55,12 @@ func (r *Rows) Unused(ctx context.Context) error {
 	if i := slices.IndexFunc(names, r.ours); i >= 0 {
 		return fmt.Errorf("a cluster %s is registered already: another load test runs under the prefix %q, or one was broken off; choose another --prefix, or remove what is left (loadtest clean --prefix=%s)", names[i], r.Prefix, r.Prefix)
 	}
-	found, _, err := r.find(ctx)
+	found, strange, err := r.find(ctx)
 	if err != nil {
 		return err
+	}
+	if len(strange) > 0 {
+		return fmt.Errorf("there are %d instances in regions %s-... that no load test has made, such as %s; choose another --prefix", len(strange), r.Prefix, strange[0])
 	}
 	if len(found) > 0 {
 		return fmt.Errorf("there are %d instances in regions %s-...: another load test runs under that prefix, or one was broken off; choose another --prefix, or remove what is left (loadtest clean --prefix=%s)", len(found), r.Prefix, r.Prefix)
