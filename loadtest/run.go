@@ -346,7 +346,18 @@ const quiet = 200 * time.Millisecond
 func (t *Test) settle(ctx context.Context, db *pgxpool.Pool) (*Report, error) {
 	waiting, cancel := context.WithTimeout(ctx, t.cfg.Settle)
 	defer cancel()
-	unsettled := t.ledger.AwaitPublished(waiting)
+	var unsettled error
+	for {
+		step, cancel := context.WithTimeout(waiting, t.cfg.Silence)
+		unsettled = t.ledger.AwaitPublished(step)
+		cancel()
+		if unsettled == nil || waiting.Err() != nil {
+			break
+		}
+		// The check finds those that no publish is to follow. A database that is
+		// away at the moment is asked again.
+		_, _ = t.ledger.Check(waiting, db)
+	}
 	if t.cfg.Published != nil {
 		t.cfg.Published()
 	}

@@ -340,8 +340,30 @@ func (l *Ledger) AwaitPublished(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%d instances wait for a publish: %w", pending, ctx.Err())
+			return fmt.Errorf("%d instances wait for a publish: %w", l.Counts().Pending, ctx.Err())
 		}
+	}
+}
+
+// excuse records that no publish will follow what has been sent of an instance, if
+// nothing was sent since.
+func (l *Ledger) excuse(number, sent int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := &l.entries[number]
+	if e.waiting == 0 || len(e.sent) != sent {
+		return
+	}
+	e.followed = int32(sent)
+	l.settled(e)
+}
+
+// settled records that nothing of an instance waits any more. mu is held.
+func (l *Ledger) settled(e *entry) {
+	e.waiting = 0
+	if l.counts.Pending--; l.counts.Pending == 0 {
+		close(l.changed)
+		l.changed = make(chan struct{})
 	}
 }
 
@@ -374,11 +396,7 @@ func (l *Ledger) heardInstance(number int32, at time.Time) (publish int32) {
 	}
 	done := e.waiting > 0
 	if done {
-		e.waiting = 0
-		if l.counts.Pending--; l.counts.Pending == 0 {
-			close(l.changed)
-			l.changed = make(chan struct{})
-		}
+		l.settled(e)
 	}
 	publish = e.publishes
 	l.mu.Unlock()

@@ -388,6 +388,37 @@ func TestWhoeverLooksOnIsTold(t *testing.T) {
 	}
 }
 
+// Of an instance that stops, comes back and stops again, only the two stops are
+// heard: the second one is no news.
+func TestWhatIsNoNewsAfterACut(t *testing.T) {
+	w := newWorld(t, nil)
+	n := w.number("back")
+	stops := len(w.scripts[n].Steps) - 3
+	w.send(n, stops)
+	w.publish(n)
+	w.Cut(0)
+	heard := w.expected(n)
+	w.send(n, 3)
+	if c := w.Counts(); c.Pending != 1 {
+		t.Fatalf("%+v", c)
+	}
+	if v := w.verdict(n, heard); !v.OK() {
+		t.Errorf("%+v", v)
+	}
+	if err := w.AwaitPublished(t.Context()); err != nil || w.Counts().Pending != 0 {
+		t.Errorf("it is still waited for: %v", err)
+	}
+	// Without a cut it is lost.
+	other := newWorld(t, nil)
+	other.send(n, stops)
+	other.publish(n)
+	heard = other.expected(n)
+	other.send(n, 3)
+	if v := other.verdict(n, heard); v.Lost != 1 || v.Unpublished != 1 {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestFloodRaisesTheVersionThatIsAccepted(t *testing.T) {
 	w := newWorld(t, nil)
 	n := w.number("back-to-stay")

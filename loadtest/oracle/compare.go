@@ -75,7 +75,9 @@ func Compare(rules Rules, start Start, sent []Sent, mode Mode, got Actual, until
 	// tables. Those of a single cut come first.
 	explained := func(chosen []Sent) bool {
 		o := Expect(rules, start, chosen)
-		if o.Row.Version < full.LowestVersion || o.Row.Version > full.HighestVersion {
+		// The latest state may be a repeat of what was heard before the gap: then
+		// it is reached, and its version is not.
+		if o.HighestVersion < full.LowestVersion || o.Row.Version > full.HighestVersion {
 			return false // does not reach the latest state
 		}
 		o.HighestVersion = full.HighestVersion
