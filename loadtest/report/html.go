@@ -100,7 +100,8 @@ type faultRow struct {
 func HTML(w io.Writer, r *record.Recording) error {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"percent": percent,
-		"flip":    func(v float64) string { return percent(100 - v) },
+		"short":   shortened,
+		"long":    func(s string) bool { return shortened(s) != strings.TrimSpace(s) },
 	}).Parse(pageHTML)
 	if err != nil {
 		return fmt.Errorf("parse the page: %w", err)

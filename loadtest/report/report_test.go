@@ -72,7 +72,7 @@ func TestTerminalIsNotSteered(t *testing.T) {
 	rec.Moves[0].Cluster = steering
 	rec.Verdict.Information[0].What = steering
 	rec.Verdict.Expectations[0].Got = steering
-	rec.Verdict.AddFinding(steering)
+	rec.Verdict.AddFinding("%s", steering)
 	var out bytes.Buffer
 	if err := Terminal(&out, TerminalConfig{}, rec); err != nil {
 		t.Fatal(err)
@@ -192,7 +192,7 @@ func TestPageShowsAll(t *testing.T) {
 			t.Errorf("there is no picture of %s", id)
 		}
 	}
-	if pictures, tables := strings.Count(content, "<figure"), strings.Count(content, "<details>"); pictures != tables {
+	if pictures, tables := strings.Count(content, "<figure"), strings.Count(content, "As a table"); pictures != tables {
 		t.Errorf("%d pictures have %d tables", pictures, tables)
 	}
 }

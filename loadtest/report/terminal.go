@@ -66,22 +66,34 @@ func (t *terminal) line(format string, args ...any) {
 }
 
 // table renders rows; columns after the first are set to the right but for those
-// named in left.
+// named in left. Where there is no room, the last columns are left out: the page
+// has them.
 func (t *terminal) table(title string, header table.Row, rows []table.Row, left ...int) {
 	if len(rows) == 0 {
 		return
 	}
+	for columns := len(header); ; columns-- {
+		rendered := t.render(title, header[:columns], rows, left)
+		first, _, _ := strings.Cut(rendered, "\n")
+		if columns > 2 && text.StringWidthWithoutEscSequences(first) > t.cfg.Width {
+			continue
+		}
+		t.out.WriteString(rendered + "\n\n")
+		return
+	}
+}
+
+func (t *terminal) render(title string, header table.Row, rows []table.Row, left []int) string {
 	w := table.NewWriter()
 	w.SetStyle(table.StyleLight)
 	w.Style().Title.Align = text.AlignLeft
 	w.Style().Format.Header = text.FormatDefault
-	w.Style().Size.WidthMax = t.cfg.Width
 	w.SetTitle("%s", title)
 	w.AppendHeader(header)
 	var columns []table.ColumnConfig
-	for i := range header {
+	for i, name := range header {
 		c := table.ColumnConfig{Number: i + 1, Align: text.AlignRight, AlignHeader: text.AlignRight}
-		if i == 0 || slices.Contains(left, i+1) {
+		if i == 0 && name == "" || slices.Contains(left, i+1) {
 			c.Align, c.AlignHeader = text.AlignLeft, text.AlignLeft
 			c.WidthMax, c.WidthMaxEnforcer = t.cfg.Width*2/5, text.WrapSoft
 		}
@@ -89,9 +101,9 @@ func (t *terminal) table(title string, header table.Row, rows []table.Row, left 
 	}
 	w.SetColumnConfigs(columns)
 	for _, row := range rows {
-		w.AppendRow(row)
+		w.AppendRow(row[:len(header)])
 	}
-	t.out.WriteString(w.Render() + "\n\n")
+	return w.Render()
 }
 
 func (t *terminal) verdict() {
@@ -100,23 +112,52 @@ func (t *terminal) verdict() {
 	if !r.Verdict.Held {
 		mark = "✘ "
 	}
-	t.line("%s: %s", r.Scenario, r.Description)
-	t.line("%s, seed %d, %s, %s", Seconds(r.DurationS), r.Seed, r.Product, environment(r))
+	t.wrapped(2, r.Scenario+": "+r.Description)
+	t.wrapped(2, fmt.Sprintf("%s, seed %d, %s, %s", Seconds(r.DurationS), r.Seed, r.Product, environment(r)))
 	sentence := text.WrapSoft(printable(mark+Sentence(r)), t.cfg.Width)
 	for l := range strings.SplitSeq(sentence, "\n") {
 		t.out.WriteString("\n" + t.colored(strings.TrimRight(l, " "), r.Verdict.Held))
 	}
 	t.out.WriteString("\n\n")
 	t.zeros()
-	var rows []table.Row
 	for _, e := range r.Verdict.Expectations {
-		word := "met"
+		mark := "✔"
 		if !e.Held {
-			word = "MISSED"
+			mark = "✘"
 		}
-		rows = append(rows, table.Row{printable(e.What), printable(e.Want), printable(e.Got), t.colored(word, e.Held)})
+		t.out.WriteString(t.colored(mark, e.Held))
+		t.wrapped(1, fmt.Sprintf("%s: %s (%s)", e.What, shortened(e.Got), e.Want))
 	}
-	t.table("expectations", table.Row{"", "want", "got", ""}, rows, 2, 3)
+	if len(r.Verdict.Expectations) > 0 {
+		t.out.WriteString("\n")
+	}
+}
+
+// wrapped writes a text that goes on below where it begins, after so many columns.
+func (t *terminal) wrapped(used int, s string) {
+	lines := strings.Split(text.WrapSoft(printable(s), t.cfg.Width-2), "\n")
+	for i, l := range lines {
+		indent := 2
+		if i == 0 {
+			indent = 2 - used
+		}
+		t.out.WriteString(strings.Repeat(" ", indent) + strings.TrimRight(l, " ") + "\n")
+	}
+}
+
+// shortened keeps the first line of a text, and not too much of it: some have
+// been told with the end of a log. The page has all.
+func shortened(s string) string {
+	const most = 240
+	first, rest, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	short := []rune(first)
+	if len(short) > most {
+		return string(short[:most]) + "…"
+	}
+	if rest != "" {
+		return first + " …"
+	}
+	return first
 }
 
 // zeros are in one row where that fits, and one below the other where not. What
@@ -231,7 +272,7 @@ func blocks(values []float64, s chart.Scale) string {
 
 func (t *terminal) latency() {
 	row := func(name string, l record.Latency) table.Row {
-		return table.Row{printable(name), Number(float64(l.Count)), Milliseconds(l.P50MS), Milliseconds(l.P90MS), Milliseconds(l.P99MS), Milliseconds(l.P999MS), Milliseconds(l.MaxMS)}
+		return table.Row{printable(name), Number(float64(l.Count)), Milliseconds(l.P50MS), Milliseconds(l.P99MS), Milliseconds(l.P999MS), Milliseconds(l.MaxMS)}
 	}
 	l := t.r.Latency
 	rows := []table.Row{row("all", l.All)}
@@ -244,7 +285,7 @@ func (t *terminal) latency() {
 			rows = append(rows, row(c.Name, c.Latency))
 		}
 	}
-	t.table("latency, from when an update was due to its publish", table.Row{"", "changes", "p50", "p90", "p99", "p99.9", "max"}, rows)
+	t.table("latency, from when an update was due to its publish", table.Row{"", "changes", "p50", "p99", "p99.9", "max"}, rows)
 	if left > 0 {
 		t.line("%s with lower p99 not shown\n", counted(int64(left), "more cluster"))
 	}
@@ -309,13 +350,13 @@ func (t *terminal) notes() {
 	t.table("for information", table.Row{"", "count", ""}, rows, 3)
 	v := &t.r.Verdict
 	if v.Unsettled != "" {
-		t.line("not settled: %s", v.Unsettled)
+		t.wrapped(2, "not settled: "+shortened(v.Unsettled))
 	}
 	for i, f := range v.Findings {
 		if i == maxLines {
 			t.line("and %s, in the recording", counted(int64(len(v.Findings)-i), "more finding"))
 			break
 		}
-		t.line("%s", f)
+		t.wrapped(2, shortened(f))
 	}
 }
