@@ -184,7 +184,16 @@ func (p *painter) throughput() figure {
 	due := p.each(func(i int, s *record.Second) float64 { return rate(p.r, i, s.Due) })
 	sent := p.each(func(i int, s *record.Second) float64 { return rate(p.r, i, s.Sent) })
 	published := p.each(func(i int, s *record.Second) float64 { return rate(p.r, i, s.Published) })
-	most, _ := extremes(due, sent, published)
+	usual, _ := extremes(due, sent)
+	peak, _ := extremes(published)
+	// After an outage all that waited comes in one second. A scale for that
+	// would leave nothing to be seen of the rest.
+	const mostOfUsual = 3
+	most := max(usual, peak)
+	cut := usual > 0 && peak > 2*mostOfUsual*usual
+	if cut {
+		most = mostOfUsual * usual
+	}
 	scale := chart.Linear(most, 4, Number)
 	meanDue, meanSent, meanPublished := p.columns.Mean(due), p.columns.Mean(sent), p.columns.Mean(published)
 	low, high := p.columns.Gather(published, chart.Min), p.columns.Gather(published, chart.Max)
@@ -195,6 +204,9 @@ func (p *painter) throughput() figure {
 			Scale: scale,
 			Alt:   fmt.Sprintf("Lines over time: up to %s published, %s on average.", unitRate.format(maxOf(published)), unitRate.format(meanOf(published))),
 		},
+	}
+	if cut {
+		f.Caption += fmt.Sprintf(" The scale is cut: the busiest second had %s published.", Number(peak))
 	}
 	if p.columns.Seconds > 1 {
 		f.Caption += fmt.Sprintf(" Lines are means of %d s, the shade spans the lowest and the highest second.", p.columns.Seconds)

@@ -87,8 +87,8 @@ func (p *painter) leader() (spans []span) {
 				i++
 			}
 			start, end := replica.Samples[from].AtS, replica.Samples[i].AtS+0.5
-			if from == 0 {
-				start = 0
+			if from == 0 && len(replica.Lives) > 0 {
+				start = min(start, replica.Lives[0].FromS)
 			}
 			s := p.span(start, end)
 			s.Color, s.Label = p.colors[replica.Name], replica.Name
@@ -108,7 +108,7 @@ const gap = 3
 func (p *painter) counts() figure {
 	f := figure{
 		ID: "ownership", Title: "Who owned how many shards", Unit: unitCount,
-		Caption: fmt.Sprintf("Of %s, how many each replica owned; at the top how many nobody did, of each column the most.", counted(int64(len(p.r.Shards)), "shard")),
+		Caption: fmt.Sprintf("Of %s, how many each replica owned; at the top, on a scale of its own, how many nobody did, of each moment the most.", counted(int64(len(p.r.Shards)), "shard")),
 	}
 	steps := map[string][]chart.Step{}
 	for _, s := range p.r.Shards {
@@ -222,10 +222,14 @@ func (p *painter) bridge(v []float64, replica *record.Replica) []float64 {
 	return v
 }
 
-// finish draws the rows of a figure, all on one scale, and makes the table.
+// finish draws the rows of a figure, all on one scale but for nobody's, and makes
+// the table.
 func (p *painter) finish(f *figure, scaled func(most float64) chart.Scale) {
 	most := math.NaN()
 	for _, r := range f.Rows {
+		if r.Class == nobody {
+			continue // there may be far more without an owner than anyone owns
+		}
 		if m := maxOf(r.Values); math.IsNaN(most) || m > most {
 			most = m
 		}
@@ -239,7 +243,11 @@ func (p *painter) finish(f *figure, scaled func(most float64) chart.Scale) {
 	for i := range f.Rows {
 		r := &f.Rows[i]
 		r.Most = f.Unit.format(maxOf(r.Values))
-		r.Paths = []path{{"fill", p.columns.Area(r.Values, scale)}, {"line", p.columns.Line(r.Values, scale)}}
+		own := scale
+		if r.Class == nobody {
+			own = scaled(maxOf(r.Values))
+		}
+		r.Paths = []path{{"fill", p.columns.Area(r.Values, own)}, {"line", p.columns.Line(r.Values, own)}}
 		f.Table.Rows = append(f.Table.Rows, []string{r.Name, f.Unit.format(meanOf(r.Values)), r.Most})
 	}
 }

@@ -198,9 +198,13 @@ func (p *painter) fault(i int) faultRow {
 		Cause: p.span(f.FromS, f.UntilS), After: p.span(f.UntilS, min(f.EndS(), p.r.DurationS)),
 	}
 	from, until := p.columns.Percent(f.FromS), p.columns.Percent(f.EndS())
-	row.Late, row.Place = until > 60, percent(until)
-	if row.Late {
-		row.Place = percent(100 - from)
+	switch {
+	case until <= 60:
+		row.Place = percent(until)
+	case from > 40:
+		row.Late, row.Place = true, percent(100-from)
+	default: // There is most room within.
+		row.Place = percent(from)
 	}
 	return row
 }

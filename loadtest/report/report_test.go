@@ -215,6 +215,16 @@ func TestManyShardsAreCounted(t *testing.T) {
 	}
 }
 
+func TestWhoLeadsIsAliveThen(t *testing.T) {
+	rec := recordtest.Make(configs()["faults"])
+	first, last := &rec.Replicas[0], &rec.Replicas[2]
+	last.Lives[0].FromS, last.Samples = 70, last.Samples[70:]
+	spans := newPainter(rec).leader()
+	if len(spans) != 2 || spans[0].Left != percent(0) || spans[1].Left != percent(100*70.0/120) {
+		t.Errorf("%s and %s led: %+v", first.Name, last.Name, spans)
+	}
+}
+
 func TestWrite(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new")
 	rec := recordtest.Make(configs()["faults"])
