@@ -5,6 +5,7 @@ import { ago, amount, condition, count, phase, plural, setAgo, who, why, wish } 
 import { linkTo } from "./table.js";
 
 const mostLines = 12;
+const collator = new Intl.Collator("en", { numeric: true });
 const titles = { pipeline: "Pipeline", clusters: "List of clusters", etcd: "etcd", postgres: "PostgreSQL", redis: "Redis" };
 
 export function renderAlerts(state, link) {
@@ -65,7 +66,7 @@ function refusals(q) {
 }
 
 export function renderReplicas(state) {
-  const list = [...state.replicas.values()].sort((a, b) => (who(a) < who(b) ? -1 : 1));
+  const list = [...state.replicas.values()].sort((a, b) => collator.compare(who(a), who(b)));
   keyed(byId("replicas"), list, (r) => r.incarnation,
     () => h("tr", {}, h("th", { scope: "row" }), h("td"), h("td", { class: "number" }), h("td", { class: "number" }), h("td"), h("td"), h("td"), h("td")),
     (row, r) => {

@@ -36,7 +36,7 @@ export class Picture {
     this.panels.dataset.density = shown.name;
     this.empty.hidden = panels.length > 0;
     setText(this.empty, state.answering?.known ? "No replicas are known." : "The fleet has not been read yet.");
-    keyed(this.panels, panels, (p) => p.key, (p) => this.panel(p), (element, p) => this.head(element, p));
+    keyed(this.panels, panels, (p) => p.key, (p) => this.panel(p), (element, p) => this.head(element, p, shown.name === "tiny"));
 
     const most = Math.max(1, ...panels.map((p) => p.weight));
     const elements = [...this.panels.children];
@@ -68,7 +68,7 @@ export class Picture {
     return element;
   }
 
-  head(element, { replica, shards, load }) {
+  head(element, { replica, shards, load }, tiny) {
     const [title, badges] = element.firstElementChild.children;
     const called = replica ? who(replica) : "No owner";
     setText(title.firstElementChild, called);
@@ -77,7 +77,8 @@ export class Picture {
     const marks = [replica?.leads && "leads", replica && replica.state !== "live" && replica.state].filter(Boolean);
     keyed(badges, marks, (m) => m, (m) => h("span", { class: "badge", data: { mark: m } }, m), () => {});
     const cap = replica?.cap ? ` of ${amount(replica.cap)}` : "";
-    setText(element.children[1], replica?.state === "gone" && shards === 0 ? "gone" : `${plural(shards, "shard")} · load ${amount(load)}${cap}`);
+    setText(element.children[1], replica?.state === "gone" && shards === 0 ? "gone" : `${tiny ? count(shards) : plural(shards, "shard")} · ${tiny ? "" : "load "}${amount(load)}${cap}`);
+    element.children[1].title = `${plural(shards, "shard")}, load ${amount(load)}${cap}`;
     setAttributes(element.blocks, { "aria-label": `Shards of ${called}: arrow keys choose one, Enter explains its cluster` });
   }
 
@@ -87,7 +88,7 @@ export class Picture {
     // What a replica carries fills its panel from the bottom, by one measure.
     const high = height * Math.min(1, weight / most);
     const places = strips(items.map((i) => i.weight), width, high);
-    const gap = items.length > 300 ? 0.25 : 0.75;
+    const gap = items.length > 60 ? 0.4 : 0.75;
     let n = 0;
     keyed(svg, items, (i) => i.key, makeBlock, (g, item) => {
       const at = places[n++];
@@ -201,7 +202,7 @@ export class Picture {
 // who are about to.
 function arrange(state) {
   const panels = new Map();
-  const replicas = [...state.replicas.values()].sort((a, b) => compare(a.name ?? "", b.name ?? "") || compare(a.joined ?? "", b.joined ?? ""));
+  const replicas = [...state.replicas.values()].sort((a, b) => compareIDs(a.name ?? "", b.name ?? "") || compare(a.joined ?? "", b.joined ?? ""));
   for (const replica of replicas) panels.set(replica.incarnation, { key: replica.incarnation, replica, items: [], shards: 0, load: 0, weight: 0 });
   const add = (key, replica, shard, shadow) => {
     let panel = panels.get(key);
@@ -235,7 +236,7 @@ const collator = new Intl.Collator("en", { numeric: true });
 const compareIDs = (a, b) => collator.compare(a, b) || compare(a, b);
 
 function makeBlock() {
-  return s("g", { role: "option", id: `block-${++ids}`, "aria-selected": "false" }, s("rect", { rx: 2 }));
+  return s("g", { role: "option", id: `block-${++ids}`, "aria-selected": "false" }, s("rect", { rx: 1.5 }));
 }
 
 function drawBlock(g, { shard, shadow }) {
