@@ -1,7 +1,7 @@
 // The explanation of one cluster, in a dialog that has an address.
 
 import { byId, h, name } from "./dom.js";
-import { ago, amount, condition, count, duration, phase, plural, refreshTimes, who, why } from "./format.js";
+import { ago, amount, condition, count, duration, lasts, phase, plural, refreshTimes, who, why } from "./format.js";
 import { commandLine } from "./lists.js";
 import { describe } from "./picture.js";
 
@@ -129,8 +129,8 @@ function shardPart(shard, of) {
   const content = [
     h("p", { class: "lead" },
       shard.owner ? ["Carried by ", h("strong", {}, name(who(shard.owner)))] : h("strong", {}, "Nobody carries it"),
-      shard.since && [", ", phase(shard.phase), " since ", ago(shard.since)],
-      shard.next && [", on its way to ", h("strong", {}, name(who(shard.next)))], "."),
+      shard.next && [", on its way to ", h("strong", {}, name(who(shard.next)))],
+      shard.since && [" (", phase(shard.phase), " for ", lasts(shard.since), ")"], "."),
     h("p", {}, "Why: ", why(shard.reason), ".", shard.text && h("span", { class: "quiet" }, " ", name(shard.text))),
     shard.unplaced && h("p", { class: "alert", data: { level: "bad" } }, "Without an owner because ", unplaced[shard.unplaced] ?? shard.unplaced, "."),
     m?.deaf && h("p", { class: "alert", data: { level: "warn" } }, "The owner cannot hear the cluster."),

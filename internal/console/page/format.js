@@ -34,10 +34,17 @@ const relative = (at) => {
   return seconds < 1.5 ? "just now" : `${duration(seconds)} ago`;
 };
 
-// ago is a time that keeps its distance; refreshTimes sees to that.
+const lasting = (at) => duration(Math.max(0, now() - Date.parse(at)) / 1000);
+
+// ago is a time that keeps its distance, and lasts is how long something has
+// been so; refreshTimes sees to that.
 export function ago(at) {
   if (!at) return h("span", {}, "–");
   return h("time", { datetime: at, title: absolute.format(new Date(at)) }, relative(at));
+}
+
+export function lasts(at) {
+  return h("time", { datetime: at, title: `since ${absolute.format(new Date(at))}`, data: { form: "lasts" } }, lasting(at));
 }
 
 export function setAgo(element, at) {
@@ -47,7 +54,7 @@ export function setAgo(element, at) {
 }
 
 export function refreshTimes() {
-  for (const time of document.querySelectorAll("time")) setText(time, relative(time.dateTime));
+  for (const time of document.querySelectorAll("time")) setText(time, (time.dataset.form === "lasts" ? lasting : relative)(time.dateTime));
 }
 
 // who is a replica: its name, or what is known of a process that is forgotten.
@@ -56,10 +63,10 @@ export const who = (ref) => ref?.name || ref?.incarnation || "";
 const reasons = {
   new: "it had no owner yet",
   orphan: "its owner was gone",
-  pin: "an operator pinned it",
-  drain: "its replica is being emptied",
-  upgrade: "its replica makes way for another revision",
-  join: "a replica with room has joined",
+  pin: "pinned there by an operator",
+  drain: "away from a replica that drains",
+  upgrade: "to the new revision",
+  join: "to a replica with room",
   level: "to even out the load",
   resumed: "its owner proved that it holds the fence",
   return: "a hand-over was given up",

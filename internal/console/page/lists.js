@@ -4,7 +4,7 @@ import { byId, h, keyed, name, setText } from "./dom.js";
 import { ago, amount, condition, count, phase, plural, setAgo, who, why, wish } from "./format.js";
 import { linkTo } from "./table.js";
 
-const mostLines = 12;
+const mostLines = 8;
 const collator = new Intl.Collator("en", { numeric: true });
 const titles = { pipeline: "Pipeline", clusters: "List of clusters", etcd: "etcd", postgres: "PostgreSQL", redis: "Redis" };
 

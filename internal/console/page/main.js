@@ -1,5 +1,5 @@
 import { byId, name, setText } from "./dom.js";
-import { ago, refreshTimes, setClock, who } from "./format.js";
+import { lasts, refreshTimes, setClock, who } from "./format.js";
 import { Explanation } from "./explain.js";
 import { Announcer, renderAlerts, renderCommands, renderHealth, renderMoves, renderReplicas } from "./lists.js";
 import { Picture, totals } from "./picture.js";
@@ -42,7 +42,7 @@ function draw() {
 
 function renderHeader() {
   const { answering, fleet } = state;
-  const leader = fleet.leader ? ["leader ", name(who(fleet.leader)), ...(fleet.leaderSince ? [", elected ", ago(fleet.leaderSince)] : [])] : ["no leader"];
+  const leader = fleet.leader ? ["leader ", name(who(fleet.leader)), ...(fleet.leaderSince ? [" for ", lasts(fleet.leaderSince)] : [])] : ["no leader"];
   const where = [name(answering.installation), " · seen by ", name(who(answering)), " · ", ...leader];
   const said = where.map((part) => part.textContent ?? part).join("");
   if (byId("where").said !== said) byId("where").replaceChildren(...where);

@@ -38,7 +38,7 @@ const columns = [
     },
   },
   { id: "rate", title: "Updates/s", number: true, by: (x) => x.measured?.rate ?? -1, fill: text((x) => (x.measured ? amount(x.measured.rate) : "–")) },
-  { id: "live", title: "Live", number: true, by: (x) => x.measured?.live ?? -1, fill: text((x) => (x.measured ? count(x.measured.live) : "–")) },
+  { id: "live", title: "Live", number: true, rank: 2, by: (x) => x.measured?.live ?? -1, fill: text((x) => (x.measured ? count(x.measured.live) : "–")) },
   { id: "lag", title: "Lag", number: true, by: (x) => x.measured?.lagSeconds ?? -1, fill: text((x) => (x.measured ? duration(x.measured.lagSeconds) : "–")) },
   { id: "weight", title: "Load", number: true, rank: 2, by: (x) => x.weight, fill: text((x) => amount(x.weight)) },
   {
@@ -53,7 +53,7 @@ const columns = [
     },
   },
   {
-    id: "since", title: "Since", rank: 2, by: (x) => x.since ?? "",
+    id: "since", title: "Changed", rank: 2, by: (x) => x.since ?? "",
     fill: (cell, shard) => (cell.firstChild ? setAgo(cell, shard.since) : cell.append(ago(shard.since))),
   },
 ];
