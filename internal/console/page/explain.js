@@ -132,7 +132,7 @@ function shardPart(shard, of) {
       shard.next && [", on its way to ", h("strong", {}, name(who(shard.next)))],
       shard.since && [" (", phase(shard.phase), " for ", lasts(shard.since), ")"], "."),
     h("p", {}, "Why: ", why(shard.reason), ".", shard.text && h("span", { class: "quiet" }, " ", name(shard.text))),
-    shard.unplaced && h("p", { class: "alert", data: { level: "bad" } }, "Without an owner because ", unplaced[shard.unplaced] ?? shard.unplaced, "."),
+    shard.unplaced && h("p", { class: "alert", data: { level: "bad" } }, "The planner finds no place for it: ", unplaced[shard.unplaced] ?? shard.unplaced, "."),
     m?.deaf && h("p", { class: "alert", data: { level: "warn" } }, "The owner cannot hear the cluster."),
     h("dl", { class: "facts" },
       fact("Epoch", shard.epoch === shard.held ? `${shard.epoch}, held by the owner` : `${shard.epoch}; held: ${shard.held || "none"}`),

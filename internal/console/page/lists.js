@@ -1,7 +1,7 @@
 // Alerts, health, replicas, moves and commands.
 
 import { byId, h, keyed, name, setText } from "./dom.js";
-import { ago, amount, condition, count, phase, plural, setAgo, who, why, wish } from "./format.js";
+import { ago, amount, condition, count, instant, phase, plural, setAgo, who, why, wish } from "./format.js";
 import { linkTo } from "./table.js";
 
 const mostLines = 8;
@@ -87,7 +87,7 @@ export function renderReplicas(state) {
 
 export function renderMoves(state) {
   const under = [...state.shards.values()].filter((x) => x.next || x.phase === "RAISE");
-  under.sort((a, b) => ((a.since ?? "") < (b.since ?? "") ? 1 : -1));
+  under.sort((a, b) => instant(b.since) - instant(a.since));
   setText(byId("moves-now"), under.length ? `${plural(under.length, "shard changes hands", "shards change hands")} now` : "none under way");
   const lines = under.slice(0, mostLines).map((x) => ({
     key: `now ${x.id} ${x.phase} ${x.epoch}`, now: true, shard: x.id, cluster: x.cluster, phase: x.phase, at: x.since,
@@ -131,13 +131,16 @@ export function commandLine(c) {
 // time.
 export class Announcer {
   constructor() {
-    this.latest = undefined;
+    this.known = new Set();
+    this.latest = 0;
     this.waiting = [];
   }
 
   hear(moves, still) {
-    if (this.latest !== undefined && !still) this.waiting.push(...moves.filter((m) => m.at > this.latest));
-    this.latest = moves[0]?.at ?? this.latest ?? "";
+    const key = (m) => `${m.shard} ${m.epoch} ${m.at}`;
+    if (!still) this.waiting.push(...moves.filter((m) => !this.known.has(key(m)) && instant(m.at) >= this.latest));
+    this.known = new Set(moves.map(key));
+    this.latest = Math.max(this.latest, ...moves.map((m) => instant(m.at)));
   }
 
   speak() {

@@ -2,7 +2,7 @@
 // shard, as large as its load, by the same measure in all panels.
 
 import { h, keyed, name, s, setAttributes, setText } from "./dom.js";
-import { amount, condition, count, duration, now, phase, plural, who } from "./format.js";
+import { amount, condition, count, duration, instant, now, phase, plural, who } from "./format.js";
 import { density, strips, weigh } from "./layout.js";
 import { Overlay } from "./overlay.js";
 
@@ -202,7 +202,7 @@ export class Picture {
 // who are about to.
 function arrange(state) {
   const panels = new Map();
-  const replicas = [...state.replicas.values()].sort((a, b) => compareIDs(a.name ?? "", b.name ?? "") || compare(a.joined ?? "", b.joined ?? ""));
+  const replicas = [...state.replicas.values()].sort((a, b) => compareIDs(a.name ?? "", b.name ?? "") || instant(a.joined) - instant(b.joined));
   for (const replica of replicas) panels.set(replica.incarnation, { key: replica.incarnation, replica, items: [], shards: 0, load: 0, weight: 0 });
   const add = (key, replica, shard, shadow) => {
     let panel = panels.get(key);
@@ -224,8 +224,8 @@ function arrange(state) {
     add(owner, shard.owner && { ...shard.owner, state: "unknown" }, shard, false);
     if (shard.next) add(shard.next.incarnation, { ...shard.next, state: "unknown" }, shard, true);
   }
-  const long = new Date(now() - goneFor).toISOString();
-  const list = [...panels.values()].filter((p) => p.items.length > 0 || (p.replica && !(p.replica.gone && p.replica.gone < long)));
+  const long = now() - goneFor;
+  const list = [...panels.values()].filter((p) => p.items.length > 0 || (p.replica && !(p.replica.gone && instant(p.replica.gone) < long)));
   for (const p of list) p.items.sort((a, b) => compareIDs(a.shard.id, b.shard.id) || compare(a.key, b.key));
   // Those without an owner come last, so that nothing shifts when they come.
   return list.sort((a, b) => (a.key === nobody) - (b.key === nobody));

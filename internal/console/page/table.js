@@ -1,7 +1,7 @@
 // The table of shards: search, filters, sorting.
 
 import { byId, h, keyed, name, setText } from "./dom.js";
-import { ago, amount, condition, count, duration, phase, plural, setAgo, who, why } from "./format.js";
+import { ago, amount, condition, count, duration, instant, phase, plural, setAgo, who, why } from "./format.js";
 import { describe } from "./picture.js";
 
 const page = 100; // rows at first, and more with each click
@@ -53,7 +53,7 @@ const columns = [
     },
   },
   {
-    id: "since", title: "Changed", rank: 2, by: (x) => x.since ?? "",
+    id: "since", title: "Changed", rank: 2, by: (x) => instant(x.since),
     fill: (cell, shard) => (cell.firstChild ? setAgo(cell, shard.since) : cell.append(ago(shard.since))),
   },
 ];
