@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long the browser may take to show something.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // startChromium starts a headless Chromium that ends with the test.
 func startChromium(t *testing.T) context.Context {
