@@ -16,6 +16,7 @@ func TestConsoleShowsTheFleet(t *testing.T) {
 	first := w.serve()
 	w.heard(1)
 	second := w.serve()
+	w.sendAll(every)
 
 	type document struct {
 		Answering struct {
