@@ -146,8 +146,8 @@ func samples() map[string]sample {
 			want:    [3]any{[]string{"a.example", "b"}, []string{"c.example", "d"}, []string{"e"}},
 			refused: []string{"[a, a]", "['a b']", "'a:1'", "'http://a'", "'*.a'", "[1]", "12", "{a: 1}"},
 		},
-		"peer.listen":         listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
-		"peer.advertise":      word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
+		"peer.listen":    listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
+		"peer.advertise": word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
 
 		"postgres.url": server(func(c *Config) secret.URL { return c.Postgres.URL }, "",
 			[3]string{"postgres://u:p@h/d", "postgresql://h", "host=h dbname=d"}, "mysql://h", "h:5432", "postgres://"),
