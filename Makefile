@@ -34,13 +34,13 @@ demo: ## Show it working: simulated clusters, Postgres, Redis, and a check of ev
 
 .PHONY: test
 test: ## Vet and test everything, the concurrent parts under the race detector
-	scripts/setup.sh
+	scripts/setup.sh --browser
 	go vet ./...
 	@.ci/test '$(RACED)' '$(TEST_TIMEOUT)'
 
 .PHONY: race
 race: ## Test everything under the race detector
-	scripts/setup.sh
+	scripts/setup.sh --browser
 	@.ci/test '' 30m
 
 .PHONY: lint

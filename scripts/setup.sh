@@ -1,20 +1,22 @@
 #!/bin/sh
 # Finds what tests, benchmarks and the demo need beside this repository: Go,
-# the PostgreSQL server binaries and redis-server. As root on Debian or Ubuntu
+# the PostgreSQL server binaries, redis-server and, for the tests, Chromium. As root on Debian or Ubuntu
 # it installs the missing ones (their system services are not started);
 # elsewhere it says what to install and exits 1.
 #
-# The search for the binaries is the one of internal/devstack.
+# The search for the binaries is the one of internal/devstack, that for Chromium
+# the one of the tests of internal/console.
 
 set -eu
 
 usage() {
 	cat <<'USAGE'
-usage: scripts/setup.sh [--check] [--redis-optional]
+usage: scripts/setup.sh [--check] [--redis-optional] [--browser]
 
   --check           only look, install nothing
   --redis-optional  a missing redis-server is a warning, not an error
                     (the demo can use an embedded one; the tests cannot)
+  --browser         find Chromium, too (in which the console is tested)
 USAGE
 }
 
@@ -22,10 +24,12 @@ say() { printf '%s\n' "setup: $*" >&2; }
 
 check_only=no
 redis_optional=no
+browser=no
 for arg in "$@"; do
 	case $arg in
 	--check) check_only=yes ;;
 	--redis-optional) redis_optional=yes ;;
+	--browser) browser=yes ;;
 	-h | --help)
 		usage
 		exit 0
@@ -109,6 +113,17 @@ find_postgres() {
 
 find_redis() { command -v redis-server >/dev/null 2>&1; }
 
+# Sets chromium.
+find_chromium() {
+	chromium=
+	for name in chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable; do
+		if chromium=$(command -v "$name" 2>/dev/null); then
+			return 0
+		fi
+	done
+	return 1
+}
+
 is_debian() { [ -r /etc/debian_version ] && command -v apt-get >/dev/null 2>&1; }
 
 # Packages of servers start a system service unless a policy forbids it. Ours
@@ -158,6 +173,7 @@ find_go || exit 1
 missing=
 find_postgres || missing="$missing postgresql"
 find_redis || missing="$missing redis-server"
+[ "$browser" = no ] || find_chromium || missing="$missing chromium-headless-shell"
 
 if [ -n "$missing" ] && [ -n "${PG_BIN:-}" ] && [ -z "$pg_bin" ]; then
 	say "PG_BIN=$PG_BIN holds no initdb and postgres: correct or unset it"
@@ -184,7 +200,11 @@ else
 	say "redis-server was not found: install it (Debian: apt-get install redis-server)"
 	status=1
 fi
+if [ "$browser" = yes ] && ! find_chromium; then
+	say "Chromium was not found, in which the console is tested: install it or Chrome (Debian: apt-get install chromium-headless-shell)"
+	status=1
+fi
 [ "$status" -eq 0 ] || exit "$status"
 
-printf 'setup: %s, %s in %s, %s\n' "$go_version" \
-	"$("$pg_bin/postgres" --version | awk '{ print "PostgreSQL " $3 }')" "$pg_bin" "$redis"
+printf 'setup: %s, %s in %s, %s%s\n' "$go_version" \
+	"$("$pg_bin/postgres" --version | awk '{ print "PostgreSQL " $3 }')" "$pg_bin" "$redis" "${chromium:+, $chromium}"

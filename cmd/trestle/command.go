@@ -104,7 +104,7 @@ func (p *program) serve() *cobra.Command {
 		defer relaxCollector()()
 		version, revision := build()
 		return profiles.around(func() error {
-			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log})
+			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log, LogLevel: &p.level})
 		})
 	})
 	profiles.addFlags(c)

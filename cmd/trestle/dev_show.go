@@ -118,6 +118,7 @@ func (d *dev) banner(r *running) {
 	s.fact("etcd", d.stack.Etcd.Kind()+", "+d.stack.Etcd.Endpoints()[0])
 	for _, replica := range r.fleet.Living() {
 		s.fact(replica.Name, s.paint(bold, "curl http://"+replica.HTTP+"/metrics")+"   (/healthz, /readyz)   gRPC "+replica.GRPC)
+		s.fact("", "console "+s.paint(bold, "http://"+replica.Console+"/"))
 	}
 	s.fact("", "logs in "+d.logs)
 }

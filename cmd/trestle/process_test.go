@@ -258,7 +258,7 @@ func (w *world) serving(more ...string) []string {
 		// The same name at every start: the loss of many names at once is
 		// taken for the fault of a network.
 		"--replica.id", "replica",
-		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, more...)
+		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--console.address", "127.0.0.1:0", "--wsClusterDBReconcileIntervalSeconds", "1"}, more...)
 }
 
 // through is the database's URL by way of its proxy.

@@ -44,12 +44,18 @@ type Options struct {
 	// Version and Revision of the binary.
 	Version, Revision string
 	Logger            *slog.Logger
+	// LogLevel, if set, is the level of Logger, which may be changed through the
+	// console.
+	LogLevel *slog.LevelVar
 	// Listening, if set, is called with the address of the HTTP server once
 	// it listens.
 	Listening func(http net.Addr)
 	// ClusterService, if set, is called with the address of the gRPC server
 	// once it listens, which is before Listening is called.
 	ClusterService func(grpc net.Addr)
+	// Console, if set, is called with the address of the console once it listens,
+	// which is before Listening is called; not at all if there is none.
+	Console func(http net.Addr)
 }
 
 // Run is the service. It returns after ctx has ended and everything heard
@@ -281,6 +287,10 @@ func Run(ctx context.Context, o Options) error {
 		o.ClusterService(service.Addr())
 	}
 	health := health{pipeline: pipe, store: db, redis: redis, fleet: replicas}
+	page, err := newConsole(o, health, db, replicas)
+	if err != nil {
+		return errors.Join(err, peers.Close(), service.Close())
+	}
 	server, err := observe.NewServer(observe.ServerConfig{
 		Address:  cfg.HTTP.Address,
 		Gatherer: registry,
@@ -289,7 +299,7 @@ func Run(ctx context.Context, o Options) error {
 		Logger:   log.With("component", "http"),
 	})
 	if err != nil {
-		return errors.Join(err, peers.Close(), service.Close())
+		return errors.Join(err, peers.Close(), service.Close(), page.Close())
 	}
 	if o.Listening != nil {
 		o.Listening(server.Addr())
@@ -301,7 +311,7 @@ func Run(ctx context.Context, o Options) error {
 	defer stop()
 	group, running := errgroup.WithContext(running)
 	for _, part := range []func(context.Context) error{
-		server.Run, service.Run, peers.Run, pipe.Run, lifecycle.Run, replicas.worker.Run, replicas.coordinator.Run,
+		server.Run, service.Run, peers.Run, page.Run, pipe.Run, lifecycle.Run, replicas.worker.Run, replicas.coordinator.Run,
 		func(ctx context.Context) error { replicas.registry.run(ctx); return nil },
 		func(ctx context.Context) error { db.ListenClusters(ctx, replicas.registry.look); return nil },
 		func(ctx context.Context) error { return metrics.watchOutbox(ctx, db, log) },
@@ -309,7 +319,7 @@ func Run(ctx context.Context, o Options) error {
 		group.Go(func() error { return part(running) })
 	}
 	log.Info("trestle is up", "version", o.Version, "replica", cfg.Replica.ID, "incarnation", pipe.Owner(),
-		"http", server.Addr().String(), "grpc", service.Addr().String(), "peer", peers.Addr().String())
+		"http", server.Addr().String(), "grpc", service.Addr().String(), "peer", peers.Addr().String(), "console", page.address())
 
 	select {
 	case <-ctx.Done():

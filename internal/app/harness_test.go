@@ -622,14 +622,15 @@ func (w *world) message(s *wsman.WorkspaceStatus) sim.Message {
 
 // service is a running Run.
 type service struct {
-	w      *world
-	http   string // host:port
-	grpc   string // host:port
-	config config.Config
-	log    *logBuffer
-	cancel context.CancelFunc
-	ended  chan struct{}
-	err    error // once ended
+	w       *world
+	http    string // host:port
+	grpc    string // host:port
+	console string // host:port
+	config  config.Config
+	log     *logBuffer
+	cancel  context.CancelFunc
+	ended   chan struct{}
+	err     error // once ended
 }
 
 // logBuffer keeps a log.
@@ -666,6 +667,7 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 	cfg.Postgres.URL = secret.NewURL(w.through(w.postgres))
 	cfg.Redis.Server = secret.NewURL("redis://" + w.redis.Addr())
 	cfg.HTTP.Address = "127.0.0.1:0"
+	cfg.Console.Address = "127.0.0.1:0"
 	cfg.ClusterService = config.ClusterService{Host: "127.0.0.1"}
 	cfg.ClusterReconcileInterval = 200 * time.Millisecond
 	cfg.Upstream.SnapshotInterval = time.Hour
@@ -687,7 +689,7 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 		s.err = Run(ctx, Options{Config: cfg, Version: "v1.2.3", Revision: "abc", Logger: s.log.logger(), Listening: func(a net.Addr) {
 			s.http = a.String()
 			close(listening)
-		}, ClusterService: func(a net.Addr) { s.grpc = a.String() }})
+		}, ClusterService: func(a net.Addr) { s.grpc = a.String() }, Console: func(a net.Addr) { s.console = a.String() }})
 	}()
 	w.t.Cleanup(func() {
 		select {

@@ -15,6 +15,8 @@ import (
 const (
 	whatText     = "a text without control characters"
 	whatListen   = "host:port, with a port from 0 to 65535 and an empty host for all interfaces"
+	whatConsole  = whatListen + ", or nothing at all"
+	whatHosts    = "host names without ports"
 	whatAddress  = "host:port, with a port from 1 to 65535"
 	whatPostgres = "a PostgreSQL URL (postgres://user:password@host:port/database) or connection string (host=... dbname=...)"
 	whatRedis    = "a Redis URL (redis://, rediss:// or unix://)"
@@ -51,6 +53,22 @@ func replicaName(s string) error {
 }
 
 func listenAddress(s string) error { return hostPort(s, 0, true) }
+func consoleAddress(s string) error {
+	if s == "" {
+		return nil
+	}
+	return listenAddress(s)
+}
+
+func hostName(s string) error {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune("/@:*", r)
+	}) {
+		return settings.ErrNotAllowed
+	}
+	return nil
+}
+
 func peerAddress(s string) error {
 	if s == "" {
 		return nil

@@ -91,7 +91,12 @@ func (c ClusterService) Address() string {
 type HTTP struct{ Address string }
 
 // Console is where the operators' page is served.
-type Console struct{ Address string }
+type Console struct {
+	Address string // empty = nowhere
+	// Exposed permits an address that other machines reach: there is no login.
+	Exposed bool
+	Hosts   []string // names that it answers to, beside localhost and IP addresses
+}
 
 // Peer is how replicas reach each other.
 type Peer struct {

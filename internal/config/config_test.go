@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,6 +120,14 @@ func listen(get func(*Config) any, byHand string) sample {
 	return s
 }
 
+// console may listen nowhere; on addresses that others reach, see TestTogether.
+func console() sample {
+	s := listen(func(c *Config) any { return c.Console.Address }, "localhost:8090")
+	s.texts[0], s.want[1] = "localhost:0", "localhost:0"
+	s.refused = slices.DeleteFunc(s.refused, func(v string) bool { return v == `""` })
+	return s
+}
+
 // samples has every key of the table but those apart; TestEveryKeyHasASample
 // sees to it.
 func samples() map[string]sample {
@@ -129,9 +138,16 @@ func samples() map[string]sample {
 		"clusterService.host": word(func(c *Config) any { return c.ClusterService.Host }, "localhost", [3]string{"a", "b", "c"}),
 		"clusterService.port": whole(func(c *Config) any { return c.ClusterService.Port }, 8080, 0, 65535),
 		"http.address":        listen(func(c *Config) any { return c.HTTP.Address }, ":9500"),
-		"console.address":     listen(func(c *Config) any { return c.Console.Address }, "localhost:8090"),
-		"peer.listen":         listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
-		"peer.advertise":      word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
+		"console.address":     console(),
+		"console.exposed":     truth(func(c *Config) any { return c.Console.Exposed }, false),
+		"console.hosts": {
+			get: func(c *Config) any { return c.Console.Hosts }, byHand: []string(nil),
+			file: "[a.example, b]", texts: [2]string{"c.example, d", "e"},
+			want:    [3]any{[]string{"a.example", "b"}, []string{"c.example", "d"}, []string{"e"}},
+			refused: []string{"[a, a]", "['a b']", "'a:1'", "'http://a'", "'*.a'", "[1]", "12", "{a: 1}"},
+		},
+		"peer.listen":    listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
+		"peer.advertise": word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
 
 		"postgres.url": server(func(c *Config) secret.URL { return c.Postgres.URL }, "",
 			[3]string{"postgres://u:p@h/d", "postgresql://h", "host=h dbname=d"}, "mysql://h", "h:5432", "postgres://"),
@@ -413,10 +429,20 @@ func TestTogether(t *testing.T) {
 		{"postgres: {maxConnections: 2}", "postgres.maxConnections"},
 		{"etcd: {tls: {crt: a}}", "etcd.tls.crt"},
 		{"etcd: {tls: {key: a}}", "etcd.tls.key"},
+		{"console: {address: ':8090'}", "console.address"},
+		{"console: {address: '0.0.0.0:8090'}", "console.address"},
+		{"console: {address: '[::]:8090'}", "console.address"},
+		{"console: {address: '192.0.2.1:8090'}", "console.address"},
+		{"console: {address: 'console.example:8090'}", "console.address"},
 	} {
 		_, _, err := Load(Input{Path: writeFile(t, "c.yaml", c.file)})
 		if p := problemsOf(t, err); len(p) != 1 || p[0].Key != c.key || p[0].Allowed == "" {
 			t.Errorf("%s: %+v", c.file, p)
+		}
+	}
+	for _, file := range []string{"console: {address: ':8090', exposed: true}", `console: {address: ""}`} {
+		if _, _, err := Load(Input{Path: writeFile(t, "c.yaml", file)}); err != nil {
+			t.Errorf("%s: %v", file, err)
 		}
 	}
 	cfg, _, err := Load(Input{Flags: flags(t, "--pipeline.lanes=8")})

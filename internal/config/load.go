@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -157,6 +158,13 @@ func everyAddress(listen string) bool {
 	return err == nil && (host == "" || ip != nil && ip.IsUnspecified())
 }
 
+// loopback says whether to listen there is to be reached by this machine alone.
+func loopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	ip := net.ParseIP(host)
+	return err == nil && (strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback())
+}
+
 // checkTogether checks what concerns several keys, and settles Redis.
 func (c *Config) checkTogether() []settings.Problem {
 	var problems []settings.Problem
@@ -169,6 +177,10 @@ func (c *Config) checkTogether() []settings.Problem {
 		add("etcd.tls.crt", "stands without etcd.tls.key", "both or none")
 	} else if tls.Key != "" && tls.Crt == "" {
 		add("etcd.tls.key", "stands without etcd.tls.crt", "both or none")
+	}
+	if c.Console.Address != "" && !c.Console.Exposed && !loopback(c.Console.Address) {
+		add("console.address", fmt.Sprintf("%q is reached by other machines, and the console has no login", c.Console.Address),
+			"an address of this machine alone (localhost:8090), or console.exposed as true beside it")
 	}
 	if p := c.Pipeline; p.MaxWaitingPerCluster > p.MaxWaiting {
 		add("pipeline.maxWaitingPerCluster", fmt.Sprintf("%d is above pipeline.maxWaiting", p.MaxWaitingPerCluster),

@@ -62,9 +62,15 @@ const maxQuarantined = 10_000
 
 // Quarantined gives the changes of a cluster that were refused, the newest
 // 10,000, the last refused first.
-func (s *Store) Quarantined(ctx context.Context, cluster string) (poisons []Poison, err error) {
+func (s *Store) Quarantined(ctx context.Context, cluster string) ([]Poison, error) {
+	return s.LastQuarantined(ctx, cluster, maxQuarantined)
+}
+
+// LastQuarantined gives the changes of a cluster that were refused last, the
+// last one first.
+func (s *Store) LastQuarantined(ctx context.Context, cluster string, limit int) (poisons []Poison, err error) {
 	defer s.metrics.done("quarantined", time.Now(), &err)
-	rows, err := s.pool.Query(ctx, quarantinedSQL, cluster, maxQuarantined)
+	rows, err := s.pool.Query(ctx, quarantinedSQL, cluster, limit)
 	if err == nil {
 		poisons, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Poison, error) {
 			var p Poison
@@ -78,4 +84,40 @@ func (s *Store) Quarantined(ctx context.Context, cluster string) (poisons []Pois
 		return nil, fmt.Errorf("read the quarantine of %s: %w", cluster, err)
 	}
 	return poisons, nil
+}
+
+// QuarantineCount is how many changes of a cluster were refused.
+type QuarantineCount struct {
+	Cluster string
+	Changes int64
+	Last    time.Time
+}
+
+const quarantineCountsSQL = `
+SELECT cluster, count(*), max(last_seen)
+FROM trestle_quarantine
+GROUP BY cluster
+ORDER BY max(last_seen) DESC
+LIMIT $1`
+
+// maxQuarantineCounts bounds how many clusters are told.
+const maxQuarantineCounts = 1000
+
+// QuarantineCounts gives, for the 1,000 clusters a change of which was refused
+// last, how many were; the last refused first.
+func (s *Store) QuarantineCounts(ctx context.Context) (counts []QuarantineCount, err error) {
+	defer s.metrics.done("quarantine_counts", time.Now(), &err)
+	rows, err := s.pool.Query(ctx, quarantineCountsSQL, maxQuarantineCounts)
+	if err == nil {
+		counts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (QuarantineCount, error) {
+			var c QuarantineCount
+			err := row.Scan(&c.Cluster, &c.Changes, &c.Last)
+			c.Last = c.Last.UTC()
+			return c, err
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("count what is in quarantine: %w", err)
+	}
+	return counts, nil
 }

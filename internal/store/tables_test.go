@@ -222,6 +222,16 @@ func TestQuarantine(t *testing.T) {
 	if want := []store.Poison{later, other}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
+	if got, err := b.LastQuarantined(t.Context(), cluster, 1); err != nil || !reflect.DeepEqual(got, []store.Poison{later}) {
+		t.Errorf("the last one: %+v, %v", got, err)
+	}
+	counts, err := b.QuarantineCounts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []store.QuarantineCount{{Cluster: cluster, Changes: 2, Last: later.At}, {Cluster: "us02", Changes: 1, Last: at}}; !reflect.DeepEqual(counts, want) {
+		t.Errorf("%+v, want %+v", counts, want)
+	}
 }
 
 func TestLifecycle(t *testing.T) {

@@ -67,9 +67,9 @@ func New(cfg Config) (*Fleet, error) {
 type Replica struct {
 	// Name and Revision as it was told them.
 	Name, Revision string
-	// HTTP, GRPC and Peer are its addresses, host:port; Incarnation is what it
-	// calls itself in this life.
-	HTTP, GRPC, Peer, Incarnation string
+	// HTTP, GRPC, Peer and Console are its addresses, host:port; Incarnation is
+	// what it calls itself in this life.
+	HTTP, GRPC, Peer, Console, Incarnation string
 	// Log is the path of its log.
 	Log string
 
@@ -140,11 +140,11 @@ func (r *Replica) readAddresses(context.Context) error {
 		if !bytes.Contains(scanner.Bytes(), []byte("trestle is up")) {
 			continue
 		}
-		var up struct{ HTTP, GRPC, Peer, Incarnation string }
+		var up struct{ HTTP, GRPC, Peer, Console, Incarnation string }
 		if err := json.Unmarshal(scanner.Bytes(), &up); err != nil {
 			return err
 		}
-		r.HTTP, r.GRPC, r.Peer, r.Incarnation = up.HTTP, up.GRPC, up.Peer, up.Incarnation
+		r.HTTP, r.GRPC, r.Peer, r.Console, r.Incarnation = up.HTTP, up.GRPC, up.Peer, up.Console, up.Incarnation
 		return nil
 	}
 	return errors.New("it has not said where it listens")

@@ -329,7 +329,7 @@ type List struct {
 func (v List) set(s string) error { return v.setAll(strings.Split(s, ",")) }
 
 func (v List) setAll(items []string) error {
-	clean := make([]string, 0, len(items))
+	var clean []string // none at all is the same as an empty list
 	for _, item := range items {
 		item = strings.TrimSpace(item)
 		if err := v.Check(item); err != nil {
