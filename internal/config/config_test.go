@@ -331,18 +331,18 @@ func TestRefusedTextsNameTheirSource(t *testing.T) {
 }
 
 func TestGRPCAddress(t *testing.T) {
-	file := writeFile(t, "trestle.yaml", "clusterService: {host: 0.0.0.0, port: 1}")
+	file := writeFile(t, "trestle.yaml", "clusterService: {host: 127.0.0.2, port: 1}")
 	cfg, _, err := Load(Input{Path: file})
-	if err != nil || cfg.ClusterService.Address() != "0.0.0.0:1" {
+	if err != nil || cfg.ClusterService.Address() != "127.0.0.2:1" {
 		t.Fatalf("address %s, %v", cfg.ClusterService.Address(), err)
 	}
 	cfg, _, err = Load(Input{Path: file, LookupEnv: environment(map[string]string{"TRESTLE_GRPC_ADDRESS": "[::1]:2"})})
-	if err != nil || cfg.ClusterService != (ClusterService{"::1", 2}) {
+	if err != nil || cfg.ClusterService.Address() != "[::1]:2" {
 		t.Fatalf("address %s, %v", cfg.ClusterService.Address(), err)
 	}
 	cfg, _, err = Load(Input{
 		Path: file, LookupEnv: environment(map[string]string{"TRESTLE_GRPC_ADDRESS": "[::1]:2"}),
-		Flags: flags(t, "--clusterService.address=:3", "--clusterService.port=4"),
+		Flags: flags(t, "--clusterService.address=:3", "--clusterService.port=4", "--clusterService.insecure"),
 	})
 	// Of two flags the one that stands later in the table counts.
 	if err != nil || cfg.ClusterService.Address() != ":3" {

@@ -24,7 +24,8 @@ type TLSMaterial struct {
 }
 
 // ReadFiles reads the PEM files of the static clusters and of etcd into their
-// Material. It is apart from Load because not every command needs them. All
+// Material, and has a look at those of gRPC, whose Store reads them again and
+// again. It is apart from Load because not every command needs them. All
 // problems come back in one *settings.Error; no problem quotes a file.
 func (c *Config) ReadFiles() error {
 	var problems []settings.Problem
@@ -33,6 +34,8 @@ func (c *Config) ReadFiles() error {
 		problems = append(problems, c.readTLS(&b.Material, b.TLS, fmt.Sprintf("%s[%d].tls", bridgesKey, i))...)
 	}
 	problems = append(problems, c.readTLS(&c.Etcd.Material, c.Etcd.TLS, "etcd.tls")...)
+	var seen TLSMaterial
+	problems = append(problems, c.readTLS(&seen, c.ClusterService.TLS, "clusterService.tls")...)
 	if len(problems) > 0 {
 		return &settings.Error{Problems: problems}
 	}
