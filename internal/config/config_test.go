@@ -126,12 +126,20 @@ func samples() map[string]sample {
 		"installation":           word(func(c *Config) any { return c.Installation }, "local", [3]string{"a", "b", "c"}, `""`, `"a\u0007"`),
 		"allowPlaintextClusters": truth(func(c *Config) any { return c.AllowPlaintextClusters }, false),
 
-		"clusterService.host": word(func(c *Config) any { return c.ClusterService.Host }, "localhost", [3]string{"a", "b", "c"}),
-		"clusterService.port": whole(func(c *Config) any { return c.ClusterService.Port }, 8080, 0, 65535),
-		"http.address":        listen(func(c *Config) any { return c.HTTP.Address }, ":9500"),
-		"console.address":     listen(func(c *Config) any { return c.Console.Address }, "localhost:8090"),
-		"peer.listen":         listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
-		"peer.advertise":      word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
+		"clusterService.host":      word(func(c *Config) any { return c.ClusterService.Host }, "localhost", [3]string{"a", "b", "c"}),
+		"clusterService.port":      whole(func(c *Config) any { return c.ClusterService.Port }, 8080, 0, 65535),
+		"clusterService.insecure":  truth(func(c *Config) any { return c.ClusterService.Insecure }, false),
+		"clusterService.tokenFile": word(func(c *Config) any { return c.ClusterService.TokenFile }, "", [3]string{"a", "b", "c"}),
+		"clusterService.callsPerSecond": {
+			get: func(c *Config) any { return c.ClusterService.CallsPerSecond }, byHand: 50.0,
+			file: "1", texts: [2]string{"0.5", "100000"}, want: [3]any{1.0, 0.5, 100000.0}, refused: []string{"0", "-1", "1e9", ".nan", ".inf", "many", `"1"`},
+		},
+		"clusterService.callsAtOnce":     whole(func(c *Config) any { return c.ClusterService.CallsAtOnce }, 64, 1, 256),
+		"clusterService.maxRequestBytes": bytesOf(func(c *Config) settings.Bytes { return c.ClusterService.MaxRequestBytes }, settings.MiB),
+		"http.address":                   listen(func(c *Config) any { return c.HTTP.Address }, ":9500"),
+		"console.address":                listen(func(c *Config) any { return c.Console.Address }, "localhost:8090"),
+		"peer.listen":                    listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
+		"peer.advertise":                 word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
 
 		"postgres.url": server(func(c *Config) secret.URL { return c.Postgres.URL }, "",
 			[3]string{"postgres://u:p@h/d", "postgresql://h", "host=h dbname=d"}, "mysql://h", "h:5432", "postgres://"),
@@ -226,7 +234,8 @@ func TestEveryKeyHasASample(t *testing.T) {
 	c := Default()
 	known := samples()
 	for _, k := range keys(&c) {
-		apart := k.Value == nil || k.NoFile || k.Path == bridgesKey || strings.HasPrefix(k.Path, "etcd.tls.")
+		apart := k.Value == nil || k.NoFile || k.Path == bridgesKey || k.Path == rolesKey ||
+			strings.HasPrefix(k.Path, "etcd.tls.") || strings.HasPrefix(k.Path, "clusterService.tls.")
 		if _, ok := known[k.Path]; !ok && !apart {
 			t.Errorf("%s is not tested", k.Path)
 		}
