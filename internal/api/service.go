@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/config"
@@ -144,6 +145,9 @@ func (s *clusterService) Update(ctx context.Context, r *bridge.UpdateRequest) (*
 
 // Deregister removes a cluster.
 func (s *clusterService) Deregister(ctx context.Context, r *bridge.DeregisterRequest) (*bridge.DeregisterResponse, error) {
+	if strings.ContainsRune(r.GetName(), 0) {
+		return nil, store.ErrUnknownCluster // the database could not even be asked
+	}
 	note(ctx, "force", r.GetForce(), "static_too", s.isStatic(r.GetName()))
 	if err := s.registry.DeregisterCluster(ctx, r.GetName(), r.GetForce()); err != nil {
 		return nil, err
