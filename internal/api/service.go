@@ -145,8 +145,8 @@ func (s *clusterService) Update(ctx context.Context, r *bridge.UpdateRequest) (*
 
 // Deregister removes a cluster.
 func (s *clusterService) Deregister(ctx context.Context, r *bridge.DeregisterRequest) (*bridge.DeregisterResponse, error) {
-	if strings.ContainsRune(r.GetName(), 0) {
-		return nil, store.ErrUnknownCluster // the database could not even be asked
+	if len(r.GetName()) > maxNameBytes || strings.ContainsRune(r.GetName(), 0) {
+		return nil, store.ErrUnknownCluster // no row can have it
 	}
 	note(ctx, "force", r.GetForce(), "static_too", s.isStatic(r.GetName()))
 	if err := s.registry.DeregisterCluster(ctx, r.GetName(), r.GetForce()); err != nil {

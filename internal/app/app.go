@@ -236,7 +236,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	etcd, err := newEtcd(cfg.Etcd)
+	etcdKeys, err := etcdFiles(cfg.Etcd, registry, log.With("component", "etcd"))
+	if err != nil {
+		return errors.Join(err, peers.Close())
+	}
+	etcd, err := newEtcd(cfg.Etcd, etcdKeys)
 	if err != nil {
 		return errors.Join(err, peers.Close())
 	}
@@ -321,6 +325,9 @@ func Run(ctx context.Context, o Options) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, running := errgroup.WithContext(running)
+	if etcdKeys != nil {
+		group.Go(func() error { return etcdKeys.Run(running) })
+	}
 	for _, part := range []func(context.Context) error{
 		server.Run, service.Run, peers.Run, pipe.Run, lifecycle.Run, replicas.worker.Run, replicas.coordinator.Run, door.run,
 		func(ctx context.Context) error { replicas.registry.run(ctx); return nil },
