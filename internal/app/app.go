@@ -295,7 +295,7 @@ func Run(ctx context.Context, o Options) error {
 		CallsPerSecond:  cfg.ClusterService.CallsPerSecond,
 		CallsAtOnce:     cfg.ClusterService.CallsAtOnce,
 		MaxRequestBytes: int(cfg.ClusterService.MaxRequestBytes),
-		Audit:           log.With("component", "audit"),
+		Audit:           observe.Unfiltered(log.With("component", "audit")),
 		Logger:          log.With("component", "api"),
 		Registerer:      registry,
 	})

@@ -52,6 +52,13 @@ func TestLogger(t *testing.T) {
 		t.Errorf("logged %s", out.String())
 	}
 
+	out.Reset()
+	always := observe.Unfiltered(log.With("component", "audit")).With("who", "ann").WithGroup("g")
+	always.Info("seen", "n", 1)
+	if !strings.Contains(out.String(), "level=INFO msg=seen component=audit who=ann g.n=1\n") {
+		t.Errorf("logged %s", out.String())
+	}
+
 	if _, err := observe.NewLogger(&out, "xml", slog.LevelWarn); err == nil {
 		t.Error("a format that does not exist is taken")
 	}
