@@ -50,6 +50,10 @@ lint: ## Check format, vet and staticcheck
 	go vet ./...
 	$(TOOL) staticcheck ./...
 
+.PHONY: vuln
+vuln: ## Check that no known vulnerability is called (asks GOVULNDB, https://vuln.go.dev by default)
+	$(TOOL) govulncheck ./...
+
 .PHONY: generate
 generate: ## Generate the code of the contracts in proto/
 	$(TOOL) buf generate

@@ -48,11 +48,13 @@ func floors() map[string]int {
 		"internal/status": 1,
 		"internal/event":  1,
 		"internal/config": 1,
+		"internal/access": 1,
 
 		"proto":             0,
 		"internal/devstack": 0,
 		"internal/secret":   0,
 		"internal/observe":  0,
+		"internal/tlsfile":  0,
 	}
 }
 

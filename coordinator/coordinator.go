@@ -67,6 +67,8 @@ type Replica struct {
 	// from before Run until after Leave: who refuses connections is taken for
 	// dead.
 	PeerAddress string
+	// PeerKey is the fingerprint of the key with which it proves there who it is.
+	PeerKey string
 	// Capacity relative to the others, 0 means 1. Cap is the most weight it may
 	// carry, 0 for no limit.
 	Capacity, Cap float64
@@ -228,7 +230,7 @@ func (c *Coordinator) me() string { return c.cfg.Replica.Incarnation }
 func (c *Coordinator) member() []byte {
 	r := c.cfg.Replica
 	return table.Encode(table.Member{
-		Name: r.ID, Revision: r.Revision, Peer: r.PeerAddress, Capacity: r.Capacity, Cap: r.Cap,
+		Name: r.ID, Revision: r.Revision, Peer: r.PeerAddress, PeerKey: r.PeerKey, Capacity: r.Capacity, Cap: r.Cap,
 		Draining: c.draining.Load(), Started: c.started.UTC(),
 	})
 }

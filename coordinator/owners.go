@@ -79,12 +79,17 @@ func (c *Coordinator) Others() (others bool) {
 	return others
 }
 
-// Peers are the addresses of all members.
-func (c *Coordinator) Peers() map[string]bool {
-	peers := make(map[string]bool)
+// Peers are the addresses of all members, each with the fingerprints of the keys
+// of those who say that they are there; an empty one is of a version that had no
+// key yet.
+func (c *Coordinator) Peers() map[string][]string {
+	peers := make(map[string][]string)
 	c.link.Look(func(v *table.View) {
 		for _, m := range v.Members {
-			peers[m.Value.Peer] = true
+			// What could not be read is empty, and nobody.
+			if at := m.Value.Peer; at != "" && m.Value.Name != "" {
+				peers[at] = append(peers[at], m.Value.PeerKey)
+			}
 		}
 	})
 	return peers

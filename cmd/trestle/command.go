@@ -172,12 +172,15 @@ func (p *program) config() *cobra.Command {
 				if err := cfg.ReadFiles(); err != nil {
 					return err
 				}
+				if err := app.CheckFiles(*cfg); err != nil {
+					return err
+				}
 			}
 			return cfg.Print(p.streams.out)
 		},
 	}
 	config.AddFlags(c.Flags())
-	c.Flags().BoolVar(&check, "check", false, "also ask for all that serve needs, and read the certificates")
+	c.Flags().BoolVar(&check, "check", false, "also ask for all that serve needs, and read the certificates and tokens")
 	return c
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	bridge "github.com/trestle-bridge/trestle/proto/workspacemanagerbridge"
@@ -83,9 +84,15 @@ func constraintsText(constraints []*bridge.AdmissionConstraint) string {
 // registering completes a command that changes the registry.
 func (p *program) registering(c *cobra.Command, args []argument, do func(context.Context, *replica, []string) (proto.Message, string, error)) *cobra.Command {
 	p.takes(c, args)
+	var reason string
+	c.Flags().StringVar(&reason, "reason", "", "why, for the audit log of the replica")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		p.started, p.trace = true, "trestlectl clusters list"
 		return p.change(c.Context(), func(ctx context.Context, r *replica) error {
+			if reason != "" {
+				// The requests have no room for it.
+				ctx = metadata.AppendToOutgoingContext(ctx, "trestle-reason-bin", reason)
+			}
 			answer, said, err := do(ctx, r, args)
 			if err != nil {
 				return err

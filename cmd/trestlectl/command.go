@@ -25,6 +25,7 @@ type program struct {
 	lookupEnv func(string) (string, bool)
 
 	addresses []string
+	proof     proof
 	timeout   time.Duration
 	format    string
 
@@ -69,13 +70,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 what was named does not exist,
 	flags := root.PersistentFlags()
 	flags.StringSliceVar(&p.addresses, "address", nil,
 		"where replicas serve gRPC, host:port; repeat it or separate by commas ($"+addressVariable+", default "+defaultAddress+")")
+	p.proof.addFlags(flags)
 	flags.DurationVar(&p.timeout, "timeout", defaultTimeout, "how long it may take in all; a watch until its first answer")
 	flags.StringVarP(&p.format, "output", "o", formatTable, strings.Join(formats(), ", "))
 	complete(root, "output", formats()...)
 	root.AddCommand(
 		p.shards(), p.replicas(), p.explain(), p.plan(), p.commands(),
 		p.pin(), p.unpin(), p.drain(), p.undrain(), p.freeze(), p.unfreeze(), p.slices(), p.brake(), p.sweep(),
-		p.clusters(), p.version(),
+		p.clusters(), p.tokenCommand(), p.version(),
 	)
 	return root
 }
@@ -94,6 +96,9 @@ func (p *program) check() error {
 		if err := checkAddress(p.addresses[i]); err != nil {
 			return err
 		}
+	}
+	if err := p.proof.read(p.lookupEnv); err != nil {
+		return err
 	}
 	if p.timeout <= 0 {
 		return fmt.Errorf("--timeout %s: give a time above 0, such as 10s", p.timeout)

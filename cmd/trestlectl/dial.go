@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
@@ -47,12 +46,15 @@ func checkAddress(address string) error {
 
 // dial connects to a replica, and makes sure that it serves. The error is the
 // reason, in the words of the one who gives it.
-func dial(ctx context.Context, address string, within time.Duration) (*replica, error) {
-	conn, err := grpc.NewClient(address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+func (p *proof) dial(ctx context.Context, address string, within time.Duration) (*replica, error) {
+	options, err := p.options(address)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(address, append(options,
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
-	)
+	)...)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +72,9 @@ func dial(ctx context.Context, address string, within time.Duration) (*replica, 
 		if _, said, found := strings.Cut(err.Error(), "Error while dialing: "); found {
 			err = errors.New(strings.TrimSuffix(said, `"`))
 		}
+		if p.tls == nil && strings.Contains(err.Error(), "error reading server preface") {
+			err = fmt.Errorf("%w (it may speak TLS: give --tls-ca or --tls)", err)
+		}
 	default:
 		// It answers, whatever it knows of its health.
 		return &replica{address, conn}, nil
@@ -83,7 +88,7 @@ func dial(ctx context.Context, address string, within time.Duration) (*replica, 
 // others.
 func (p *program) reachable(ctx context.Context, deadline time.Time, from int, tried *[]string) (*replica, int, error) {
 	for i := from; i < len(p.addresses); i++ {
-		r, err := dial(ctx, p.addresses[i], time.Until(deadline)/time.Duration(len(p.addresses)-i+1))
+		r, err := p.proof.dial(ctx, p.addresses[i], time.Until(deadline)/time.Duration(len(p.addresses)-i+1))
 		if err == nil {
 			return r, i, nil
 		}

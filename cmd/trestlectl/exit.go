@@ -47,7 +47,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case codes.NotFound:
 		return exitNotFound
-	case codes.FailedPrecondition, codes.AlreadyExists, codes.Aborted:
+	case codes.FailedPrecondition, codes.AlreadyExists, codes.Aborted, codes.Unauthenticated, codes.PermissionDenied:
 		return exitRefused
 	case codes.Unavailable:
 		return exitUnreachable
@@ -103,7 +103,7 @@ func (p *program) advice(command *cobra.Command, err error, code int) string {
 	case codes.Unimplemented:
 		return "This replica is of a version that does not know it; ask another one with --address."
 	case codes.ResourceExhausted:
-		return "Ask another replica with --address."
+		return "Wait a moment, or ask another replica with --address."
 	}
 	return ""
 }

@@ -47,7 +47,7 @@ type fake struct {
 }
 
 // newFake starts one.
-func newFake(t *testing.T, answers map[string]proto.Message) *fake {
+func newFake(t *testing.T, answers map[string]proto.Message, options ...grpc.ServerOption) *fake {
 	t.Helper()
 	f := &fake{answers: answers, health: health.NewServer()}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -55,7 +55,7 @@ func newFake(t *testing.T, answers map[string]proto.Message) *fake {
 		t.Fatal(err)
 	}
 	f.addr = listener.Addr().String()
-	server := grpc.NewServer(grpc.UnaryInterceptor(f.answer))
+	server := grpc.NewServer(append(options, grpc.ChainUnaryInterceptor(f.answer))...)
 	trestlev1.RegisterShardServiceServer(server, f)
 	bridge.RegisterClusterServiceServer(server, f)
 	healthpb.RegisterHealthServer(server, f.health)

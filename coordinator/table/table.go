@@ -43,9 +43,12 @@ type Leader struct {
 // Member is what a living replica says of itself.
 type Member struct {
 	// Name stays over restarts of the replica.
-	Name     string  `json:"name"`
-	Revision string  `json:"revision,omitempty"`
-	Peer     string  `json:"peer,omitempty"`
+	Name     string `json:"name"`
+	Revision string `json:"revision,omitempty"`
+	Peer     string `json:"peer,omitempty"`
+	// PeerKey is the fingerprint of the key with which it proves to its peers who
+	// it is; versions before there was one have none.
+	PeerKey  string  `json:"peerKey,omitempty"`
 	Capacity float64 `json:"capacity,omitempty"`
 	// Cap is the most weight it may carry, 0 for no limit.
 	Cap float64 `json:"cap,omitempty"`

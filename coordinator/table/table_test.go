@@ -99,3 +99,56 @@ func TestBrokenCountsAsEmpty(t *testing.T) {
 		t.Errorf("told of %v", broken)
 	}
 }
+
+// FuzzView reads whatever stands in etcd, under keys that are ours. What cannot
+// be read is told, and is empty.
+func FuzzView(f *testing.F) {
+	id := shard.Slice("eu01", 0, 2)
+	l := NewLayout("/x")
+	for _, it := range []kv.Item{
+		item("shards/eu01#0/2", Encode(Shard{Record: shard.Record{Epoch: 1, Owner: "me", Phase: shard.PhaseOwned}}), 1),
+		item("members/me", Encode(Member{Name: "n", Peer: "p:1", PeerKey: "k"}), 1),
+		item("commands/1", Encode(Command{Kind: Pin, Shard: id.String(), Reason: "r"}), 1),
+		item("answers/me/eu01#0/2", Encode(Answer{Kind: Holds, Epoch: 3}), 1),
+		item("loads/me", Encode(Load{Shards: map[string]Measured{"eu01": {Rate: 1}}}), 1),
+		item("refusals/me/other", Encode(Refusal{Peer: "p"}), 1),
+		item("fleet", []byte(`{"brake":{"since":"2026-01-01T00:00:00Z"},"later":[1]}`), 1),
+		item("clusters/eu01", []byte(`{"slices":-1}`), 1),
+		item("leader", []byte(`[]`), 1), item("roster/x", []byte("\xff"), 1), item("drains/", []byte("null"), 1),
+	} {
+		f.Add(it.Key, it.Value)
+	}
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		v := NewView(l, "me")
+		broken := 0
+		v.Broken = func(string, error) { broken++ }
+		v.Reset([]kv.Item{item(l.Prefix()+key, value, 2)}, 2)
+		v.Dead("me")
+		for _, s := range v.Shards {
+			again := decoded[Shard](t, Encode(s.Value))
+			if !reflect.DeepEqual(Encode(again), Encode(s.Value)) {
+				t.Errorf("%s is read again as %s", Encode(s.Value), Encode(again))
+			}
+		}
+		for _, c := range v.Commands {
+			decoded[Command](t, Encode(c.Value))
+		}
+		for _, m := range v.Members {
+			if broken > 0 && !reflect.DeepEqual(m.Value, Member{}) {
+				t.Errorf("a member that could not be read is %+v", m.Value)
+			}
+		}
+		v.Apply(kv.Batch{Events: []kv.Event{{Item: item(l.Prefix()+key, nil, 3), Deleted: true}}, Revision: 3})
+		if len(v.Shards)+len(v.Members)+len(v.Commands)+len(v.Mine)+len(v.Answers)+len(v.Refusals) > 0 {
+			t.Error("what was deleted is there")
+		}
+	})
+}
+
+func decoded[T any](t *testing.T, raw []byte) (value T) {
+	t.Helper()
+	if err := decode(raw, &value); err != nil {
+		t.Errorf("%s was written and cannot be read: %v", raw, err)
+	}
+	return value
+}

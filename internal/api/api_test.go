@@ -302,7 +302,7 @@ func TestRegisterStoresAllOfIt(t *testing.T) {
 	if kept := b.ask(`SELECT tls ->> 'ca' || ' ' || (tls ->> 'crt') || ' ' || (tls ->> 'key') FROM workspace_cluster WHERE name = 'plainly'`); kept != encode(b.authority.PEM)+" "+encode(b.client.Cert)+" "+encode(b.client.Key) {
 		t.Error("the TLS material is not kept as it was given")
 	}
-	if log := r.log.String(); !strings.Contains(log, "a cluster was registered") || !strings.Contains(log, "by=127.0.0.1:") {
+	if log := r.log.String(); !strings.Contains(log, `msg="a change was made"`) || !strings.Contains(log, "change=register cluster=plainly") || !strings.Contains(log, "peer=127.0.0.1:") {
 		t.Errorf("the log does not say what was changed by whom:\n%s", log)
 	}
 	b.secretFree("the log", r.log.String())

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/trestle-bridge/trestle/coordinator"
+	"github.com/trestle-bridge/trestle/internal/access"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
 )
@@ -101,11 +102,20 @@ func toStatus(ctx context.Context, err error) error {
 		taken       *takenError
 		unreachable *unreachableError
 		inUse       *store.ClusterInUseError
+		unknown     *access.UnknownError
+		forbidden   *forbiddenError
+		tooMuch     *access.LimitError
 		answered    interface{ GRPCStatus() *status.Status }
 	)
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &unknown):
+		return status.Error(codes.Unauthenticated, unknown.Error())
+	case errors.As(err, &forbidden):
+		return status.Error(codes.PermissionDenied, forbidden.Error())
+	case errors.As(err, &tooMuch):
+		return status.Error(codes.ResourceExhausted, tooMuch.Error())
 	case errors.As(err, new(panicked)):
 		return status.Error(codes.Internal, "internal error; the log of the service says more")
 	case errors.As(err, &wrong):

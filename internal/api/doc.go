@@ -13,11 +13,16 @@
 //   - A cluster, or new TLS material of one, is stored after it was reached
 //     with just that.
 //   - TLS material comes in and never leaves, in an answer, an error or a log.
-//   - Every change is logged, with who made it. Errors become gRPC codes in one
-//     place, codes.go.
+//   - Every method has a rule that says who may call it, in door.go; what has
+//     none is an operator's.
+//   - Every change, and every caller who was refused, is in the audit log: who,
+//     what, why, and what came of it. Errors become gRPC codes in one place,
+//     codes.go.
+//   - No caller can take all of it: requests, calls and connections are bounded,
+//     for each and in all.
 //
-// There is no authentication: who reaches the address may change everything.
-// It is meant for a loopback address, behind a port-forward.
+// On an address that others reach it is served only with TLS and to callers with
+// a name, unless the configuration says otherwise.
 //
 // Owner: the service's wiring, which runs one Server a process.
 package api

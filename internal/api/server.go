@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,12 +12,16 @@ import (
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/trestle-bridge/trestle/internal/access"
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/internal/store"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
@@ -54,6 +59,20 @@ type Config struct {
 	// Incarnation of this replica, which is shown as the one that answers.
 	Incarnation string
 
+	// TLS is for connections; nil for plain text.
+	TLS *tls.Config
+	// Access says who calls; nil = everybody is an operator.
+	Access *access.Authenticator
+	// Insecure permits an address that others reach without TLS or Access.
+	Insecure bool
+	// CallsPerSecond and CallsAtOnce are what one caller may do, 0 for 50 and
+	// 64; MaxRequestBytes bounds a request, 0 for 1 MiB.
+	CallsPerSecond  float64
+	CallsAtOnce     int
+	MaxRequestBytes int
+
+	// Audit is the log of who changed what, and why; nil = Logger.
+	Audit      *slog.Logger
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -65,10 +84,16 @@ const (
 	stopTimeout = 5 * time.Second
 
 	// A call carries three PEM files and a few texts.
-	maxRequestBytes = 1 << 20
-	maxHeaderBytes  = 16 << 10
-	maxCallsAtOnce  = 64
-	connectTimeout  = 20 * time.Second
+	defaultRequestBytes   = 1 << 20
+	defaultCallsPerSecond = 50
+	defaultCallsAtOnce    = 64
+
+	maxHeaderBytes = 16 << 10
+	// Beyond these, connections wait to be taken.
+	maxConnections = 512
+	connectTimeout = 20 * time.Second
+	// A connection on which nothing is asked makes room for others.
+	maxIdle = 15 * time.Minute
 	// A port-forward that broke says nothing.
 	pingAfter   = time.Minute
 	pingTimeout = 20 * time.Second
@@ -96,6 +121,14 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.TryTimeout = cmp.Or(cfg.TryTimeout, defaultTryTimeout)
 	cfg.CallTimeout = cmp.Or(cfg.CallTimeout, defaultCallTimeout)
+	cfg.Audit = cmp.Or(cfg.Audit, cfg.Logger)
+	if cfg.Access == nil {
+		var err error
+		if cfg.Access, err = access.New(access.Config{}); err != nil {
+			return nil, err
+		}
+	}
+	atOnce := cmp.Or(cfg.CallsAtOnce, defaultCallsAtOnce)
 
 	metrics := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
 		grpcprom.WithHistogramBuckets(prometheus.ExponentialBuckets(0.001, 4, 8)),
@@ -107,22 +140,32 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serve ClusterService: %w", err)
 	}
-	if !loopback(listener.Addr()) {
-		cfg.Logger.Warn("ClusterService listens in plain text on an address that others reach: who reaches it may change everything",
-			"address", listener.Addr().String())
+	if err := checkOpen(cfg, listener.Addr()); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	door, err := newDoor(cfg.Access, access.Limits{
+		PerSecond: cmp.Or(cfg.CallsPerSecond, defaultCallsPerSecond), AtOnce: atOnce, InAll: maxCallsInAll,
+	})
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	transport := insecure.NewCredentials()
+	if cfg.TLS != nil {
+		transport = credentials.NewTLS(cfg.TLS)
 	}
 
-	calls := calls{timeout: cfg.CallTimeout, log: cfg.Logger}
+	calls := calls{timeout: cfg.CallTimeout, door: door, log: cfg.Logger, audit: cfg.Audit}
 	s := &Server{
-		listener: listener,
+		listener: netutil.LimitListener(listener, maxConnections),
 		health:   health.NewServer(),
 		stopping: make(chan struct{}),
 		grpc: grpc.NewServer(
-			grpc.MaxRecvMsgSize(maxRequestBytes),
+			grpc.Creds(transport),
+			grpc.MaxRecvMsgSize(cmp.Or(cfg.MaxRequestBytes, defaultRequestBytes)),
 			grpc.MaxHeaderListSize(maxHeaderBytes),
-			grpc.MaxConcurrentStreams(maxCallsAtOnce),
+			grpc.MaxConcurrentStreams(uint32(max(atOnce, defaultCallsAtOnce))),
 			grpc.ConnectionTimeout(connectTimeout),
-			grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingAfter, Timeout: pingTimeout}),
+			grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingAfter, Timeout: pingTimeout, MaxConnectionIdle: maxIdle}),
 			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 			// The outermost first: what is counted is what the client sees.
 			grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), calls.unary),
@@ -145,7 +188,6 @@ func New(cfg Config) (*Server, error) {
 			looks:    &looks{fleet: cfg.Fleet},
 			seats:    make(chan struct{}, maxWatching), // a place for each who watches
 			stopping: s.stopping,
-			log:      cfg.Logger,
 		})
 		services = append(services, trestlev1.ShardService_ServiceDesc.ServiceName)
 	}
@@ -156,6 +198,27 @@ func New(cfg Config) (*Server, error) {
 		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_NOT_SERVING)
 	}
 	return s, nil
+}
+
+// checkOpen says who may call. Others than those on this machine may do so in
+// plain text, or without a name, only where that was asked for.
+func checkOpen(cfg Config, at net.Addr) error {
+	what := ""
+	switch {
+	case cfg.TLS == nil:
+		what = "calls are not encrypted"
+	case cfg.Access.Open():
+		what = "nobody has to say who they are"
+	}
+	switch others := !loopback(at); {
+	case others && what != "" && !cfg.Insecure:
+		return fmt.Errorf("serve ClusterService on %s, which others reach: %s; use %s", at, what, config.HowToClose)
+	case others && what != "":
+		cfg.Logger.Warn("gRPC is open to others, as clusterService.insecure says: "+what, "address", at.String())
+	case cfg.Access.Open():
+		cfg.Logger.Info("whoever reaches gRPC is an operator: there are no tokens and no roles of certificates", "address", at.String())
+	}
+	return nil
 }
 
 func loopback(addr net.Addr) bool {

@@ -80,14 +80,8 @@ func TestServerNeedsItsAddress(t *testing.T) {
 			t.Error("two servers have the same metrics")
 		}
 		c.Registerer = newRegistry()
-		c.Address = "0.0.0.0:0"
 	}
-	if other := b.replica(second); !strings.Contains(other.log.String(), "plain text") {
-		t.Errorf("no warning of an address that others reach:\n%s", other.log)
-	}
-	if strings.Contains(r.log.String(), "plain text") {
-		t.Errorf("a warning of a loopback address:\n%s", r.log)
-	}
+	b.replica(second)
 }
 
 // broken is a registry that fails.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/config"
@@ -36,6 +37,9 @@ func (s *clusterService) Register(ctx context.Context, r *bridge.RegisterRequest
 	if err != nil {
 		return nil, err
 	}
+	note(ctx,
+		"url", cluster.URL, "tls", cluster.TLS != nil, "region", cluster.Region, "state", cluster.State, "score", cluster.Score,
+		"constraints", string(cluster.AdmissionConstraints), "static_too", s.isStatic(cluster.Name))
 	registered, err := s.registry.Clusters(ctx)
 	if err != nil {
 		return nil, err
@@ -51,9 +55,6 @@ func (s *clusterService) Register(ctx context.Context, r *bridge.RegisterRequest
 	if err := s.registry.RegisterCluster(ctx, cluster); err != nil {
 		return nil, err
 	}
-	s.changed(ctx, "a cluster was registered", cluster.Name,
-		"url", cluster.URL, "tls", cluster.TLS != nil, "region", cluster.Region, "state", cluster.State, "score", cluster.Score,
-		"constraints", string(cluster.AdmissionConstraints), "static_too", s.isStatic(cluster.Name))
 	return &bridge.RegisterResponse{}, nil
 }
 
@@ -135,19 +136,22 @@ func (s *clusterService) Update(ctx context.Context, r *bridge.UpdateRequest) (*
 		}
 		change.TriedAt = tried.URL
 	}
+	note(ctx, what...)
 	if err := s.registry.UpdateCluster(ctx, r.GetName(), change); err != nil {
 		return nil, err
 	}
-	s.changed(ctx, "a cluster was changed", r.GetName(), what...)
 	return &bridge.UpdateResponse{}, nil
 }
 
 // Deregister removes a cluster.
 func (s *clusterService) Deregister(ctx context.Context, r *bridge.DeregisterRequest) (*bridge.DeregisterResponse, error) {
+	if len(r.GetName()) > maxNameBytes || strings.ContainsRune(r.GetName(), 0) {
+		return nil, store.ErrUnknownCluster // no row can have it
+	}
+	note(ctx, "force", r.GetForce(), "static_too", s.isStatic(r.GetName()))
 	if err := s.registry.DeregisterCluster(ctx, r.GetName(), r.GetForce()); err != nil {
 		return nil, err
 	}
-	s.changed(ctx, "a cluster was deregistered", r.GetName(), "force", r.GetForce(), "static_too", s.isStatic(r.GetName()))
 	return &bridge.DeregisterResponse{}, nil
 }
 
@@ -207,10 +211,6 @@ func (s *clusterService) constraints(cluster string, encoded []byte) []*bridge.A
 
 func (s *clusterService) isStatic(name string) bool {
 	return slices.ContainsFunc(s.static, func(c config.StaticBridge) bool { return c.Name == name })
-}
-
-func (s *clusterService) changed(ctx context.Context, what, cluster string, details ...any) {
-	s.log.With("cluster", cluster, "by", caller(ctx)).InfoContext(ctx, what, details...)
 }
 
 // decodeTLS gives the PEM of what is kept as base64.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -59,7 +58,6 @@ type shardService struct {
 	seats chan struct{}
 	// stopping is closed when the server is to end.
 	stopping <-chan struct{}
-	log      *slog.Logger
 }
 
 // state is what is known, unless that is nothing.
@@ -112,25 +110,18 @@ func (s *shardService) do(ctx context.Context, r lapsing, c coordinator.Command,
 			return err
 		}
 	}
+	if c.Slices != 0 {
+		note(ctx, "slices", c.Slices)
+	}
+	if !c.Until.IsZero() {
+		note(ctx, "until", c.Until)
+	}
 	limited, cancel := early(ctx)
 	defer cancel()
 	err = s.fleet.Do(limited, c)
 	if err != nil && !errors.Is(err, coordinator.ErrCommand) && !errors.Is(err, coordinator.ErrUnanswered) {
 		err = &unwrittenError{err}
 	}
-	details := []any{"reason", c.Reason, "author", c.Author}
-	for _, d := range []struct{ key, value string }{{"shard", c.Shard}, {"replica", c.Replica}, {"cluster", c.Cluster}} {
-		if d.value != "" {
-			details = append(details, d.key, d.value)
-		}
-	}
-	if c.Slices != 0 {
-		details = append(details, "slices", c.Slices)
-	}
-	if !c.Until.IsZero() {
-		details = append(details, "until", c.Until)
-	}
-	s.changed(ctx, string(c.Kind), err, details...)
 	return err
 }
 
@@ -142,15 +133,6 @@ func early(ctx context.Context) (context.Context, context.CancelFunc) {
 		return context.WithCancel(ctx)
 	}
 	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/10, time.Second)))
-}
-
-// changed logs what an operator wished, and what came of it.
-func (s *shardService) changed(ctx context.Context, what string, err error, details ...any) {
-	log := s.log.With("change", what, "by", caller(ctx))
-	if err != nil {
-		log = log.With("error", err)
-	}
-	log.InfoContext(ctx, "a change of the fleet was asked for", details...)
 }
 
 // Pin ties a shard to a replica.
@@ -232,15 +214,15 @@ func (s *shardService) ReleaseBrake(ctx context.Context, r *trestlev1.ReleaseBra
 
 // RequestSweep asks for a round of a cluster.
 func (s *shardService) RequestSweep(ctx context.Context, r *trestlev1.RequestSweepRequest) (*trestlev1.RequestSweepResponse, error) {
-	return &trestlev1.RequestSweepResponse{}, s.sweep(ctx, r, r.GetCluster(), "sweep-request", s.sweeps.Request)
+	return &trestlev1.RequestSweepResponse{}, s.sweep(ctx, r, r.GetCluster(), s.sweeps.Request)
 }
 
 // ConfirmSweep has rows stopped that are held back.
 func (s *shardService) ConfirmSweep(ctx context.Context, r *trestlev1.ConfirmSweepRequest) (*trestlev1.ConfirmSweepResponse, error) {
-	return &trestlev1.ConfirmSweepResponse{}, s.sweep(ctx, r, r.GetCluster(), "sweep-confirm", s.sweeps.Confirm)
+	return &trestlev1.ConfirmSweepResponse{}, s.sweep(ctx, r, r.GetCluster(), s.sweeps.Confirm)
 }
 
-func (s *shardService) sweep(ctx context.Context, r described, cluster, what string, ask func(context.Context, string) error) error {
+func (s *shardService) sweep(ctx context.Context, r described, cluster string, ask func(context.Context, string) error) error {
 	if err := checkText("cluster", cluster, maxNameBytes); err != nil {
 		return err
 	}
@@ -260,7 +242,6 @@ func (s *shardService) sweep(ctx context.Context, r described, cluster, what str
 	case err != nil && !errors.Is(err, sweep.ErrNotHeld):
 		err = &unledError{err}
 	}
-	s.changed(ctx, what, err, "cluster", cluster, "reason", r.GetReason(), "author", r.GetAuthor())
 	return err
 }
 

@@ -23,6 +23,14 @@ func (s *shardService) ListShards(_ context.Context, r *trestlev1.ListShardsRequ
 	if r.GetPageSize() < 0 {
 		return nil, invalid("page_size", "is %d; leave it out for %d", r.GetPageSize(), maxPage)
 	}
+	for _, filter := range []struct{ field, name string }{{"cluster", r.GetCluster()}, {"replica", r.GetReplica()}} {
+		if filter.name == "" {
+			continue
+		}
+		if err := checkText(filter.field, filter.name, maxNameBytes); err != nil {
+			return nil, err
+		}
+	}
 	var after *shard.ID
 	if token := r.GetPageToken(); token != "" {
 		id, err := shard.ParseID(token)

@@ -199,7 +199,7 @@ func TestChanges(t *testing.T) {
 					t.Errorf("the command is %+v, want %+v", got, want)
 				}
 			}
-			for _, text := range []string{"change=" + string(want.Kind), "reason=because", "author=ann", "by=127.0.0.1:", want.Shard, want.Replica, want.Cluster} {
+			for _, text := range []string{"change=" + string(want.Kind), "reason=because", "author=ann", "peer=127.0.0.1:", want.Shard, want.Replica, want.Cluster} {
 				if !strings.Contains(r.log.String(), text) {
 					t.Errorf("the log does not say %q:\n%s", text, r.log)
 				}

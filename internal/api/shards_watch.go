@@ -90,6 +90,11 @@ func (l *looks) now() *look {
 // when what it has to tell is on its way, so a slow client gets what is newest
 // when its turn comes.
 func (s *shardService) WatchShards(r *trestlev1.WatchShardsRequest, stream grpc.ServerStreamingServer[trestlev1.WatchShardsResponse]) error {
+	if r.GetCluster() != "" {
+		if err := checkText("cluster", r.GetCluster(), maxNameBytes); err != nil {
+			return err
+		}
+	}
 	select {
 	case s.seats <- struct{}{}:
 		defer func() { <-s.seats }()

@@ -158,10 +158,16 @@ func Run(ctx context.Context, o Options) error {
 
 	// All that is asked of the other replicas, and of the coordinator, goes by
 	// way of the fleet, which is complete when the coordinator is made.
-	replicas := &fleet{me: pipe.Owner(), peers: peer.NewPeers(), client: upstream.Config{
+	identity, err := peer.NewIdentity()
+	if err != nil {
+		return err
+	}
+	replicas := &fleet{me: pipe.Owner(), client: upstream.Config{
 		MaxUpdateBytes:   int(cfg.Upstream.MaxUpdateBytes),
 		MaxSnapshotBytes: int64(cfg.Upstream.MaxSnapshotBytes),
 	}}
+	roster := func() map[string][]string { return replicas.coordinator.Peers() }
+	replicas.peers = peer.NewPeers(identity, roster)
 	defer replicas.peers.Close()
 	hearing := replicas.client
 	hearing.Logger, hearing.Metrics = log.With("component", "upstream"), streams
@@ -229,11 +235,18 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 
-	peers, err := peer.New(peer.Config{Address: cfg.Peer.Listen, Replica: replicas.worker, Rounds: sweeper})
+	peers, err := peer.New(peer.Config{
+		Address: cfg.Peer.Listen, Replica: replicas.worker, Rounds: sweeper,
+		Identity: identity, Roster: roster, Logger: log.With("component", "peer"),
+	})
 	if err != nil {
 		return err
 	}
-	etcd, err := newEtcd(cfg.Etcd)
+	etcdKeys, err := etcdFiles(cfg.Etcd, registry, log.With("component", "etcd"))
+	if err != nil {
+		return errors.Join(err, peers.Close())
+	}
+	etcd, err := newEtcd(cfg.Etcd, etcdKeys)
 	if err != nil {
 		return errors.Join(err, peers.Close())
 	}
@@ -246,6 +259,7 @@ func Run(ctx context.Context, o Options) error {
 			Incarnation: pipe.Owner(),
 			Revision:    cfg.Replica.Revision,
 			PeerAddress: cmp.Or(cfg.Peer.Advertise, peers.Addr().String()),
+			PeerKey:     identity.Fingerprint(),
 		},
 		Lease:    cfg.Etcd.Lease,
 		Worker:   replicas.worker,
@@ -269,16 +283,27 @@ func Run(ctx context.Context, o Options) error {
 		return errors.Join(err, peers.Close())
 	}
 
+	door, err := newDoor(cfg.ClusterService, registry, log.With("component", "access"))
+	if err != nil {
+		return errors.Join(err, peers.Close())
+	}
 	service, err := api.New(api.Config{
-		Address:        cfg.ClusterService.Address(),
-		Registry:       db,
-		Static:         cfg.StaticBridges,
-		AllowPlaintext: cfg.AllowPlaintextClusters,
-		Fleet:          replicas.coordinator,
-		Sweeps:         replicas,
-		Incarnation:    pipe.Owner(),
-		Logger:         log.With("component", "api"),
-		Registerer:     registry,
+		Address:         cfg.ClusterService.Address(),
+		Registry:        db,
+		Static:          cfg.StaticBridges,
+		AllowPlaintext:  cfg.AllowPlaintextClusters,
+		Fleet:           replicas.coordinator,
+		Sweeps:          replicas,
+		Incarnation:     pipe.Owner(),
+		TLS:             door.tls(),
+		Access:          door.access,
+		Insecure:        cfg.ClusterService.Insecure,
+		CallsPerSecond:  cfg.ClusterService.CallsPerSecond,
+		CallsAtOnce:     cfg.ClusterService.CallsAtOnce,
+		MaxRequestBytes: int(cfg.ClusterService.MaxRequestBytes),
+		Audit:           observe.Unfiltered(log.With("component", "audit")),
+		Logger:          log.With("component", "api"),
+		Registerer:      registry,
 	})
 	if err != nil {
 		return errors.Join(err, peers.Close())
@@ -310,8 +335,11 @@ func Run(ctx context.Context, o Options) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, running := errgroup.WithContext(running)
+	if etcdKeys != nil {
+		group.Go(func() error { return etcdKeys.Run(running) })
+	}
 	for _, part := range []func(context.Context) error{
-		server.Run, service.Run, peers.Run, page.Run, pipe.Run, lifecycle.Run, replicas.worker.Run, replicas.coordinator.Run,
+		server.Run, service.Run, peers.Run, page.Run, pipe.Run, lifecycle.Run, replicas.worker.Run, replicas.coordinator.Run, door.run,
 		func(ctx context.Context) error { replicas.registry.run(ctx); return nil },
 		func(ctx context.Context) error { db.ListenClusters(ctx, replicas.registry.look); return nil },
 		func(ctx context.Context) error { return metrics.watchOutbox(ctx, db, log) },

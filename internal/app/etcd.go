@@ -5,19 +5,34 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
 	"github.com/trestle-bridge/trestle/internal/config"
+	"github.com/trestle-bridge/trestle/internal/tlsfile"
 )
+
+// etcdFiles are our certificate for etcd and its key, nil if there are none.
+func etcdFiles(cfg config.Etcd, registerer prometheus.Registerer, log *slog.Logger) (*tlsfile.Store, error) {
+	if cfg.TLS.Crt == "" {
+		return nil, nil
+	}
+	files, err := tlsfile.New(tlsfile.Config{Certificate: cfg.TLS.Crt, Key: cfg.TLS.Key, What: "etcd (etcd.tls)", Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("read etcd.tls.crt and etcd.tls.key: %w", err)
+	}
+	return files, expiry(registerer, "etcd", files)
+}
 
 // newEtcd makes a client. It does not connect, so it succeeds while etcd is
 // away; its errors are those of the configuration.
-func newEtcd(cfg config.Etcd) (*clientv3.Client, error) {
-	secured, err := etcdTLS(cfg)
+func newEtcd(cfg config.Etcd, files *tlsfile.Store) (*clientv3.Client, error) {
+	secured, err := etcdTLS(cfg, files)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +54,7 @@ func newEtcd(cfg config.Etcd) (*clientv3.Client, error) {
 
 // etcdTLS gives nil for plain connections; the scheme of an endpoint without
 // files of its own means the system's authorities.
-func etcdTLS(cfg config.Etcd) (*tls.Config, error) {
+func etcdTLS(cfg config.Etcd, files *tlsfile.Store) (*tls.Config, error) {
 	if cfg.TLS == (config.TLSFiles{}) {
 		return nil, nil
 	}
@@ -50,12 +65,9 @@ func etcdTLS(cfg config.Etcd) (*tls.Config, error) {
 			return nil, errors.New("etcd.tls.ca holds no certificate in PEM")
 		}
 	}
-	if len(cfg.Material.Crt) > 0 {
-		pair, err := tls.X509KeyPair(cfg.Material.Crt, []byte(cfg.Material.Key.Reveal()))
-		if err != nil {
-			return nil, fmt.Errorf("read etcd.tls.crt and etcd.tls.key: %w", err)
-		}
-		secured.Certificates = []tls.Certificate{pair}
+	if files != nil {
+		// Connections to come show what the files hold then.
+		secured.GetClientCertificate = files.ClientCertificate
 	}
 	return secured, nil
 }

@@ -58,6 +58,7 @@ type registry struct {
 }
 
 func newRegistry(cfg registryConfig) *registry {
+	cfg.Static = slices.Clone(cfg.Static)
 	return &registry{cfg: cfg, broken: make(map[string]string), changed: make(chan struct{}, 1)}
 }
 
@@ -101,10 +102,15 @@ func (r *registry) reconcile(ctx context.Context) error {
 	usable := make(map[string]upstream.Cluster)
 	gauges := make([]store.Cluster, 0, len(rows))
 	exist := make([]coordinator.Cluster, 0, len(rows))
-	for _, static := range r.cfg.Static {
+	for i, static := range r.cfg.Static {
 		if slices.ContainsFunc(rows, func(row store.Cluster) bool { return row.Name == static.Name }) {
 			continue
 		}
+		// Its files may have been replaced. It is heard on as before if they
+		// cannot be used, which is what a replacement looks like halfway.
+		static, broken := static.Reread()
+		r.complain(static.Name, broken)
+		r.cfg.Static[i] = static
 		if static.Govern {
 			usable[static.Name] = staticCluster(static)
 			exist = append(exist, coordinator.Cluster{Name: static.Name})

@@ -101,7 +101,7 @@ func (f *fleet) clusters(context.Context) ([]sweep.Cluster, error) {
 	if !known {
 		return nil, errors.New("the workspace clusters have not been read yet")
 	}
-	f.peers.Keep(f.coordinator.Peers())
+	f.peers.Keep()
 	clusters := make([]sweep.Cluster, 0, len(exist))
 	for _, c := range exist {
 		cluster := sweep.Cluster{Name: c.Name}

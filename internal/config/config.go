@@ -76,10 +76,29 @@ type StaticBridge struct {
 	Material TLSMaterial
 }
 
-// ClusterService is where ClusterService listens.
+// ClusterService is where gRPC is served, and to whom.
 type ClusterService struct {
 	Host string
 	Port int
+	// TLS: CA is that of the clients' certificates; zero = plain text.
+	TLS TLSFiles
+	// Insecure permits an address that others reach without TLS, or with TLS and
+	// without a way to tell callers apart.
+	Insecure bool
+	// TokenFile is the path of the tokens that callers may send; empty = none.
+	TokenFile string
+	// Roles are those of names in clients' certificates; names are unique.
+	Roles []CertificateRole
+	// CallsPerSecond and CallsAtOnce are what one caller may do.
+	CallsPerSecond  float64
+	CallsAtOnce     int
+	MaxRequestBytes settings.Bytes
+}
+
+// CertificateRole is what somebody who shows a certificate may do.
+type CertificateRole struct {
+	Name string // a DNS name, URI, email address or common name of the certificate
+	Role string // viewer or operator
 }
 
 // Address is host:port.
@@ -194,13 +213,17 @@ type Tracing struct {
 // Default is what holds where nobody says anything.
 func Default() Config {
 	return Config{
-		Installation:   "local",
-		ClusterService: ClusterService{Host: "localhost", Port: 8080},
-		HTTP:           HTTP{Address: ":9500"},
-		Console:        Console{Address: "localhost:8090"},
-		Peer:           Peer{Listen: "localhost:0"},
-		Postgres:       Postgres{StatementTimeout: 15 * time.Second},
-		Etcd:           Etcd{Prefix: "/trestle", Lease: 10 * time.Second},
+		Installation: "local",
+		ClusterService: ClusterService{
+			Host: "localhost", Port: 8080,
+			// Far above what a person does, or a dashboard.
+			CallsPerSecond: 50, CallsAtOnce: 64, MaxRequestBytes: settings.MiB,
+		},
+		HTTP:     HTTP{Address: ":9500"},
+		Console:  Console{Address: "localhost:8090"},
+		Peer:     Peer{Listen: "localhost:0"},
+		Postgres: Postgres{StatementTimeout: 15 * time.Second},
+		Etcd:     Etcd{Prefix: "/trestle", Lease: 10 * time.Second},
 
 		ControllerInterval:       time.Minute,
 		ControllerMaxDisconnect:  150 * time.Second,

@@ -146,8 +146,16 @@ func samples() map[string]sample {
 			want:    [3]any{[]string{"a.example", "b"}, []string{"c.example", "d"}, []string{"e"}},
 			refused: []string{"[a, a]", "['a b']", "'a:1'", "'http://a'", "'*.a'", "[1]", "12", "{a: 1}"},
 		},
-		"peer.listen":    listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
-		"peer.advertise": word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
+		"peer.listen":              listen(func(c *Config) any { return c.Peer.Listen }, "localhost:0"),
+		"peer.advertise":           word(func(c *Config) any { return c.Peer.Advertise }, "", [3]string{"a:1", "b:2", "c:3"}, "a", "a:0", ":1"),
+		"clusterService.insecure":  truth(func(c *Config) any { return c.ClusterService.Insecure }, false),
+		"clusterService.tokenFile": word(func(c *Config) any { return c.ClusterService.TokenFile }, "", [3]string{"a", "b", "c"}),
+		"clusterService.callsPerSecond": {
+			get: func(c *Config) any { return c.ClusterService.CallsPerSecond }, byHand: 50.0,
+			file: "1", texts: [2]string{"0.5", "100000"}, want: [3]any{1.0, 0.5, 100000.0}, refused: []string{"0", "-1", "1e9", ".nan", ".inf", "many", `"1"`},
+		},
+		"clusterService.callsAtOnce":     whole(func(c *Config) any { return c.ClusterService.CallsAtOnce }, 64, 1, 256),
+		"clusterService.maxRequestBytes": bytesOf(func(c *Config) settings.Bytes { return c.ClusterService.MaxRequestBytes }, settings.MiB),
 
 		"postgres.url": server(func(c *Config) secret.URL { return c.Postgres.URL }, "",
 			[3]string{"postgres://u:p@h/d", "postgresql://h", "host=h dbname=d"}, "mysql://h", "h:5432", "postgres://"),
@@ -242,7 +250,8 @@ func TestEveryKeyHasASample(t *testing.T) {
 	c := Default()
 	known := samples()
 	for _, k := range keys(&c) {
-		apart := k.Value == nil || k.NoFile || k.Path == bridgesKey || strings.HasPrefix(k.Path, "etcd.tls.")
+		apart := k.Value == nil || k.NoFile || k.Path == bridgesKey || k.Path == rolesKey ||
+			strings.HasPrefix(k.Path, "etcd.tls.") || strings.HasPrefix(k.Path, "clusterService.tls.")
 		if _, ok := known[k.Path]; !ok && !apart {
 			t.Errorf("%s is not tested", k.Path)
 		}
@@ -347,18 +356,18 @@ func TestRefusedTextsNameTheirSource(t *testing.T) {
 }
 
 func TestGRPCAddress(t *testing.T) {
-	file := writeFile(t, "trestle.yaml", "clusterService: {host: 0.0.0.0, port: 1}")
+	file := writeFile(t, "trestle.yaml", "clusterService: {host: 127.0.0.2, port: 1}")
 	cfg, _, err := Load(Input{Path: file})
-	if err != nil || cfg.ClusterService.Address() != "0.0.0.0:1" {
+	if err != nil || cfg.ClusterService.Address() != "127.0.0.2:1" {
 		t.Fatalf("address %s, %v", cfg.ClusterService.Address(), err)
 	}
 	cfg, _, err = Load(Input{Path: file, LookupEnv: environment(map[string]string{"TRESTLE_GRPC_ADDRESS": "[::1]:2"})})
-	if err != nil || cfg.ClusterService != (ClusterService{"::1", 2}) {
+	if err != nil || cfg.ClusterService.Address() != "[::1]:2" {
 		t.Fatalf("address %s, %v", cfg.ClusterService.Address(), err)
 	}
 	cfg, _, err = Load(Input{
 		Path: file, LookupEnv: environment(map[string]string{"TRESTLE_GRPC_ADDRESS": "[::1]:2"}),
-		Flags: flags(t, "--clusterService.address=:3", "--clusterService.port=4"),
+		Flags: flags(t, "--clusterService.address=:3", "--clusterService.port=4", "--clusterService.insecure"),
 	})
 	// Of two flags the one that stands later in the table counts.
 	if err != nil || cfg.ClusterService.Address() != ":3" {

@@ -24,7 +24,8 @@ type TLSMaterial struct {
 }
 
 // ReadFiles reads the PEM files of the static clusters and of etcd into their
-// Material. It is apart from Load because not every command needs them. All
+// Material, and has a look at those of gRPC, whose Store reads them again and
+// again. It is apart from Load because not every command needs them. All
 // problems come back in one *settings.Error; no problem quotes a file.
 func (c *Config) ReadFiles() error {
 	var problems []settings.Problem
@@ -33,17 +34,43 @@ func (c *Config) ReadFiles() error {
 		problems = append(problems, c.readTLS(&b.Material, b.TLS, fmt.Sprintf("%s[%d].tls", bridgesKey, i))...)
 	}
 	problems = append(problems, c.readTLS(&c.Etcd.Material, c.Etcd.TLS, "etcd.tls")...)
+	var seen TLSMaterial
+	problems = append(problems, c.readTLS(&seen, c.ClusterService.TLS, "clusterService.tls")...)
 	if len(problems) > 0 {
 		return &settings.Error{Problems: problems}
 	}
 	return nil
 }
 
-func (c *Config) readTLS(m *TLSMaterial, files TLSFiles, key string) []settings.Problem {
-	var problems []settings.Problem
-	add := func(name, what string) {
-		problems = append(problems, c.at(key+"."+name, what, "the path of a PEM file"))
+// Reread reads the PEM files of a static cluster again, for they may be replaced
+// while the process runs. With an error the cluster is as it was.
+func (b StaticBridge) Reread() (StaticBridge, error) {
+	if b.TLS.IsZero() {
+		return b, nil
 	}
+	m, problems := readMaterial(b.TLS)
+	if len(problems) > 0 {
+		return b, fmt.Errorf("read the TLS files of static cluster %s: %s", b.Name, problems[0].what)
+	}
+	b.Material = m
+	return b, nil
+}
+
+func (c *Config) readTLS(m *TLSMaterial, files TLSFiles, key string) []settings.Problem {
+	read, faults := readMaterial(files)
+	*m = read
+	var problems []settings.Problem
+	for _, f := range faults {
+		problems = append(problems, c.at(key+"."+f.name, f.what, "the path of a PEM file"))
+	}
+	return problems
+}
+
+// fault is what is wrong with one of the files.
+type fault struct{ name, what string }
+
+func readMaterial(files TLSFiles) (m TLSMaterial, faults []fault) {
+	add := func(name, what string) { faults = append(faults, fault{name, what}) }
 	read := func(name, path string) []byte {
 		if path == "" {
 			return nil
@@ -63,6 +90,5 @@ func (c *Config) readTLS(m *TLSMaterial, files TLSFiles, key string) []settings.
 			add("crt", fmt.Sprintf("%s and %s are no pair: %v", files.Crt, files.Key, err))
 		}
 	}
-	*m = TLSMaterial{CA: ca, Crt: crt, Key: secret.New(string(secretKey))}
-	return problems
+	return TLSMaterial{CA: ca, Crt: crt, Key: secret.New(string(secretKey))}, faults
 }

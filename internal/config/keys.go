@@ -7,7 +7,10 @@ const (
 	year = 365 * day
 )
 
-const bridgesKey = "staticBridges"
+const (
+	bridgesKey = "staticBridges"
+	rolesKey   = "clusterService.roles"
+)
 
 // keys is the table of all settings, bound to c, in the order in which they
 // are printed. A key without a value is one of the predecessor's that means
@@ -39,6 +42,35 @@ func keys(c *Config) []settings.Key {
 		{Path: "clusterService.address", Env: "TRESTLE_GRPC_ADDRESS", Usage: "host and port on which gRPC listens",
 			Value:  settings.HostPort{Host: &c.ClusterService.Host, Port: &c.ClusterService.Port, What: whatListen, Check: listenAddress},
 			NoFile: true, Sets: []string{"clusterService.host", "clusterService.port"}},
+		{Path: "clusterService.tls.ca", Env: "TRESTLE_GRPC_TLS_CA", Usage: "PEM file with the authority of gRPC clients' certificates",
+			Value: settings.Text{To: &c.ClusterService.TLS.CA, What: whatText, Check: anyText}},
+		{Path: "clusterService.tls.crt", Env: "TRESTLE_GRPC_TLS_CRT", Usage: "PEM file with the certificate of gRPC",
+			Value: settings.Text{To: &c.ClusterService.TLS.Crt, What: whatText, Check: anyText}},
+		{Path: "clusterService.tls.key", Env: "TRESTLE_GRPC_TLS_KEY", Usage: "PEM file with its key",
+			Value: settings.Text{To: &c.ClusterService.TLS.Key, What: whatText, Check: anyText}},
+		{Path: "clusterService.insecure", Env: "TRESTLE_GRPC_INSECURE", Usage: "serve gRPC to others without TLS or without asking who calls",
+			Value: settings.Truth{To: &c.ClusterService.Insecure}},
+		{Path: "clusterService.tokenFile", Env: "TRESTLE_GRPC_TOKEN_FILE", Usage: "file with the tokens of gRPC callers (trestlectl token)",
+			Value: settings.Text{To: &c.ClusterService.TokenFile, What: whatText, Check: anyText}},
+		{Path: rolesKey, Usage: "roles of names in gRPC clients' certificates", Value: settings.Records{
+			Append: func() []settings.Key {
+				c.ClusterService.Roles = append(c.ClusterService.Roles, CertificateRole{})
+				return roleKeys(&c.ClusterService.Roles[len(c.ClusterService.Roles)-1])
+			},
+			Rows: func() [][]settings.Key {
+				var rows [][]settings.Key
+				for i := range c.ClusterService.Roles {
+					rows = append(rows, roleKeys(&c.ClusterService.Roles[i]))
+				}
+				return rows
+			},
+		}},
+		{Path: "clusterService.callsPerSecond", Usage: "gRPC calls that one caller may make, twice as many at once",
+			Value: settings.Fraction{To: &c.ClusterService.CallsPerSecond, Min: 0.1, Max: 100_000}},
+		{Path: "clusterService.callsAtOnce", Usage: "gRPC calls of one caller that may be under way",
+			Value: settings.Whole{To: &c.ClusterService.CallsAtOnce, Min: 1, Max: 256}},
+		{Path: "clusterService.maxRequestBytes", Usage: "size of one gRPC request",
+			Value: settings.Size{To: &c.ClusterService.MaxRequestBytes, Min: 16 * settings.KiB, Max: 64 * settings.MiB}},
 		{Path: "http.address", Env: "TRESTLE_HTTP_ADDRESS", Usage: "where metrics and health are served",
 			Value: settings.Text{To: &c.HTTP.Address, What: whatListen, Check: listenAddress}},
 		{Path: "console.address", Env: "TRESTLE_CONSOLE_ADDRESS", Usage: "where the console is served; empty: nowhere",
@@ -161,5 +193,13 @@ func bridgeKeys(b *StaticBridge) []settings.Key {
 		{Path: "availableWorkspaceClasses"},
 		{Path: "preferredWorkspaceClass"},
 		{Path: "applicationCluster"},
+	}
+}
+
+// roleKeys is the table of one entry of clusterService.roles, bound to r.
+func roleKeys(r *CertificateRole) []settings.Key {
+	return []settings.Key{
+		{Path: "name", Value: settings.Text{To: &r.Name, What: whatName, Check: anyName}},
+		{Path: "role", Value: settings.Choice{To: &r.Role, From: []string{"viewer", "operator"}}},
 	}
 }

@@ -59,6 +59,7 @@ func Load(in Input) (cfg *Config, warnings []settings.Problem, err error) {
 	problems = append(problems, c.checkBridges(problems)...)
 	problems = append(problems, c.checkNeeds(in.Needs)...)
 	problems = append(problems, c.checkTogether()...)
+	problems = append(problems, c.checkDoor(problems)...)
 	if c.Replica.ID == "" {
 		c.Replica.ID = newReplicaID()
 	}

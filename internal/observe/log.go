@@ -8,6 +8,7 @@
 package observe
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,4 +25,20 @@ func NewLogger(w io.Writer, format string, level slog.Leveler) (*slog.Logger, er
 		return slog.New(slog.NewTextHandler(w, options)), nil
 	}
 	return nil, fmt.Errorf("log format %q is neither json nor text", format)
+}
+
+// Unfiltered is log without its level: what is written to it is always written.
+// It is for what must not be lost when somebody wants less to read.
+func Unfiltered(log *slog.Logger) *slog.Logger { return slog.New(unfiltered{log.Handler()}) }
+
+type unfiltered struct{ slog.Handler }
+
+func (unfiltered) Enabled(context.Context, slog.Level) bool { return true }
+
+func (u unfiltered) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return unfiltered{u.Handler.WithAttrs(attrs)}
+}
+
+func (u unfiltered) WithGroup(name string) slog.Handler {
+	return unfiltered{u.Handler.WithGroup(name)}
 }

@@ -52,6 +52,13 @@ func TestLogger(t *testing.T) {
 		t.Errorf("logged %s", out.String())
 	}
 
+	out.Reset()
+	always := observe.Unfiltered(log.With("component", "audit")).With("who", "ann").WithGroup("g")
+	always.Info("seen", "n", 1)
+	if !strings.Contains(out.String(), "level=INFO msg=seen component=audit who=ann g.n=1\n") {
+		t.Errorf("logged %s", out.String())
+	}
+
 	if _, err := observe.NewLogger(&out, "xml", slog.LevelWarn); err == nil {
 		t.Error("a format that does not exist is taken")
 	}
@@ -132,8 +139,11 @@ func TestHealth(t *testing.T) {
 		}
 	}
 
-	if code, _, _ := get(t, "http://"+address+"/other", ""); code != http.StatusNotFound {
-		t.Errorf("another path answers %d", code)
+	// Profiles and the level of the log are on the console's address alone.
+	for _, path := range []string{"/other", "/", "/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/profile?seconds=1", "/debug/vars", "/loglevel", "/log/level", "/log-level", "/api/log-level"} {
+		if code, _, _ := get(t, "http://"+address+path, ""); code != http.StatusNotFound {
+			t.Errorf("%s answers %d", path, code)
+		}
 	}
 	response, err := http.Post("http://"+address+"/healthz", "text/plain", nil)
 	if err != nil {
@@ -162,6 +172,25 @@ func TestMetrics(t *testing.T) {
 		if !strings.Contains(body, want) {
 			t.Errorf("%s is missing from\n%s", want, body)
 		}
+	}
+}
+
+// Who connects and says nothing, or a header without end, is not waited for.
+func TestServerLimits(t *testing.T) {
+	address := start(t, observe.ServerConfig{})
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// The server ends it before all is written, or refuses it.
+	_, _ = io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\nX: "+strings.Repeat("x", 1<<20))
+	answer, _ := io.ReadAll(conn)
+	if len(answer) > 0 && !strings.Contains(string(answer), "431") {
+		t.Errorf("a header of 1 MiB is answered %s", answer)
+	}
+	if code, _, _ := get(t, "http://"+address+"/healthz", ""); code != http.StatusOK {
+		t.Errorf("afterwards it answers %d", code)
 	}
 }
 

@@ -4,7 +4,9 @@
 // them has died.
 //
 // Nothing that is asked here is trusted to keep rows right; the database does
-// that.
+// that. Still nobody but replicas is answered: each has a key that is new at every
+// start, the others find its fingerprint in etcd, and both sides of a connection
+// prove theirs by TLS. Whether a caller still is a replica is asked at every call.
 //
 // Owner: internal/app. A Server listens from New on, so that a replica is never
 // taken for dead between its registration and its first call.
@@ -15,15 +17,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	grpcpeer "google.golang.org/grpc/peer"
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/trestle-bridge/trestle/internal/status"
@@ -54,14 +59,23 @@ const (
 	callTimeout = 5 * time.Second
 	keepAlive   = 15 * time.Second
 	stopTimeout = 2 * time.Second
+	// A replica has one connection to each other, and makes some calls a minute.
+	maxConnections = 1024
+	maxCallsAtOnce = 64
+	maxHeaderBytes = 16 << 10
+	connectTimeout = 10 * time.Second
 )
 
 // Config is what a Server needs; all of it is required.
 type Config struct {
 	// Address to listen on, host:port; port 0 is any that is free.
-	Address string
-	Replica Replica
-	Rounds  Rounds
+	Address  string
+	Replica  Replica
+	Rounds   Rounds
+	Identity *Identity
+	// Roster says who is answered.
+	Roster Roster
+	Logger *slog.Logger
 }
 
 // Server answers the other replicas.
@@ -72,15 +86,20 @@ type Server struct {
 
 // New listens. Run must follow, or Close.
 func New(cfg Config) (*Server, error) {
-	if cfg.Replica == nil || cfg.Rounds == nil {
-		return nil, errors.New("peer: replica and rounds are required")
+	if cfg.Replica == nil || cfg.Rounds == nil || cfg.Identity == nil || cfg.Roster == nil || cfg.Logger == nil {
+		return nil, errors.New("peer: replica, rounds, identity, roster and logger are required")
 	}
 	listener, err := net.Listen("tcp", cfg.Address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for the other replicas (peer.listen): %w", err)
 	}
-	s := &Server{listener: listener, grpc: grpc.NewServer(
+	s := &Server{listener: netutil.LimitListener(listener, maxConnections), grpc: grpc.NewServer(
+		grpc.Creds(&transport{me: cfg.Identity, roster: cfg.Roster}),
+		grpc.UnaryInterceptor((&doorman{roster: cfg.Roster, log: cfg.Logger}).unary),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(maxCallsAtOnce),
+		grpc.ConnectionTimeout(connectTimeout),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAlive / 2}),
 	)}
 	peerv1.RegisterPeerServiceServer(s.grpc, &service{replica: cfg.Replica, rounds: cfg.Rounds})
@@ -107,6 +126,31 @@ func (s *Server) Run(ctx context.Context) error {
 	overdue.Stop()
 	<-served
 	return nil
+}
+
+// doorman lets in calls of those who are replicas still, and keeps a panic from
+// ending the process.
+type doorman struct {
+	roster Roster
+	log    *slog.Logger
+}
+
+func (d *doorman) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (response any, err error) {
+	var from proof
+	if p, ok := grpcpeer.FromContext(ctx); ok {
+		from, _ = p.AuthInfo.(proof)
+	}
+	if err := believed(from, anywhere(d.roster())...); err != nil {
+		d.log.WarnContext(ctx, "a call of somebody who is no replica was refused", "method", info.FullMethod, "error", err)
+		return nil, grpcstatus.Error(codes.Unauthenticated, err.Error())
+	}
+	defer func() {
+		if value := recover(); value != nil {
+			d.log.ErrorContext(ctx, "a call of another replica failed", "method", info.FullMethod, "error", fmt.Sprintf("panic: %v\n%s", value, debug.Stack()))
+			err = grpcstatus.Error(codes.Internal, "internal error; the log of the replica that was asked says more")
+		}
+	}()
+	return handle(ctx, request)
 }
 
 type service struct {
@@ -162,13 +206,17 @@ func (s *service) Sweep(_ context.Context, r *peerv1.SweepRequest) (*peerv1.Swee
 // Peers are the connections to the other replicas. All methods are safe for
 // concurrent use; each call ends after five seconds.
 type Peers struct {
+	me     *Identity
+	roster Roster
 	// mu guards conns, by address.
 	mu    sync.Mutex
 	conns map[string]*grpc.ClientConn
 }
 
 // NewPeers connects to nobody yet.
-func NewPeers() *Peers { return &Peers{conns: make(map[string]*grpc.ClientConn)} }
+func NewPeers(me *Identity, roster Roster) *Peers {
+	return &Peers{me: me, roster: roster, conns: make(map[string]*grpc.ClientConn)}
+}
 
 // Close ends all connections.
 func (p *Peers) Close() error {
@@ -182,12 +230,13 @@ func (p *Peers) Close() error {
 	return errors.Join(errs...)
 }
 
-// Keep ends the connections to addresses that are not among these.
-func (p *Peers) Keep(addresses map[string]bool) {
+// Keep ends the connections to addresses where no replica is any more.
+func (p *Peers) Keep() {
+	addresses := p.roster()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for address, conn := range p.conns {
-		if !addresses[address] {
+		if len(addresses[address]) == 0 {
 			_ = conn.Close() // it was only idle
 			delete(p.conns, address)
 		}
@@ -204,7 +253,7 @@ func (p *Peers) client(address string) (peerv1.PeerServiceClient, error) {
 	if conn == nil {
 		var err error
 		conn, err = grpc.NewClient("passthrough:///"+address,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithTransportCredentials(&transport{me: p.me, roster: p.roster, to: address}),
 			grpc.WithNoProxy(),
 			grpc.WithDisableServiceConfig(),
 			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepAlive, Timeout: callTimeout}),

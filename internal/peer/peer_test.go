@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"testing"
@@ -50,14 +51,19 @@ func (r *replica) Confirm(cluster string) error { r.confirmed = cluster; return 
 // can ask it.
 func serve(t *testing.T, r *replica) (string, *Peers) {
 	t.Helper()
-	s, err := New(Config{Address: "127.0.0.1:0", Replica: r, Rounds: r})
+	me := newIdentity(t)
+	members := &members{keys: map[string][]string{}}
+	s, err := New(Config{
+		Address: "127.0.0.1:0", Replica: r, Rounds: r, Identity: me, Roster: members.roster, Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	members.set(s.Addr().String(), me.Fingerprint())
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()
-	peers := NewPeers()
+	peers := NewPeers(me, members.roster)
 	t.Cleanup(func() {
 		if err := peers.Close(); err != nil {
 			t.Error(err)
@@ -156,11 +162,14 @@ func TestKeep(t *testing.T) {
 	}
 	ask()
 	kept := peers.conns[at]
-	peers.Keep(map[string]bool{at: true})
+	peers.Keep()
 	if peers.conns[at] != kept {
 		t.Error("the connection to a member was given up")
 	}
-	peers.Keep(nil)
+	there := peers.roster
+	peers.roster = func() map[string][]string { return nil }
+	peers.Keep()
+	peers.roster = there
 	if len(peers.conns) != 0 {
 		t.Error("the connection to one who has gone is kept")
 	}

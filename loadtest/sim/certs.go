@@ -31,8 +31,10 @@ type Pair struct{ Cert, Key []byte }
 
 // Leaf says what a certificate is for. The zero value is a good client's.
 type Leaf struct {
-	// Name is the DNS name of a server; empty for a client.
-	Name string
+	// Name is the DNS name of a server, or of a client if Client is set; empty
+	// for a client that a workspace cluster takes.
+	Name   string
+	Client bool
 	// Expired certificates ended an hour ago.
 	Expired bool
 }
@@ -84,6 +86,8 @@ func (a *Authority) Issue(leaf Leaf) (Pair, error) {
 	if leaf.Name != "" {
 		template.Subject.CommonName = leaf.Name
 		template.DNSNames = []string{leaf.Name}
+	}
+	if leaf.Name != "" && !leaf.Client {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	}
 	if leaf.Expired {
