@@ -9,6 +9,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/pipeline/trace"
 	"github.com/trestle-bridge/trestle/shard"
 )
 
@@ -27,9 +28,10 @@ type key struct {
 type memory struct {
 	version uint64 // the highest heard or stored
 	hash    uint64 // of the last one heard; 0 if that is not what is stored
-	// until is set for an instance that no row knows.
+	// until is set for an instance that no row knows, or that is foreign.
 	until      time.Time
 	generation uint32 // the subscription on which the stream spoke of it
+	noted      trace.Ref // where in the trace
 	kind       status.Kind
 }
 
@@ -108,6 +110,8 @@ type lane struct {
 	ring []*Intake
 	// busy is when the attempt under way began; zero if there is none.
 	busy time.Time
+	// decided is what is remembered for whoever wonders why.
+	decided books
 
 	publications
 }
@@ -122,9 +126,14 @@ func newLane(p *Pipeline, index int) (*lane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make room to remember %d unknown instances: %w", size/8, err)
 	}
+	decided, err := newBooks(p.cfg.TraceBytes / p.cfg.Lanes)
+	if err != nil {
+		return nil, err
+	}
 	return &lane{
 		p:            p,
 		index:        index,
+		decided:      decided,
 		wake:         make(chan struct{}, 1),
 		entries:      make(map[key]*entry),
 		known:        known,
@@ -150,20 +159,21 @@ func (l *lane) judge(in *Intake, h status.Heard) (verdict, status.Kind) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.entries[k]; e != nil {
-		return e.judge(h, in.generation.Load()), e.kind
+		v := e.judge(h, in.generation.Load())
+		l.decided.skip(k, &e.memory, v, h)
+		return v, e.kind
 	}
 	if m, ok := l.known.Get(k); ok {
 		v := m.judge(h, in.generation.Load())
 		if v == verdictFresh && l.full(in, h) {
 			v = verdictFull
 		}
+		l.decided.skip(k, m, v, h)
 		return v, m.kind
 	}
-	if m, ok := l.ignored.Get(k); ok {
-		if h.At.Before(m.until) {
-			return verdictUnknown, m.kind
-		}
-		l.ignored.Remove(k)
+	if m, ok := l.ignored.Get(k); ok && h.At.Before(m.until) {
+		l.decided.skip(k, m, verdictUnknown, h)
+		return verdictUnknown, m.kind
 	}
 	if l.full(in, h) {
 		return verdictFull, ""
@@ -214,11 +224,14 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 		e = &entry{key: k, in: in}
 		if m, ok := l.known.Peek(k); ok {
 			e.memory = *m
+		} else if m, ok := l.ignored.Peek(k); ok {
+			e.noted = m.noted
 		}
 	}
 	if e.inFlight == nil && e.waiting == nil && e.hash == 0 && e.version == 0 {
 		change.First = true
-	} else if e.judge(h, in.generation.Load()) != verdictFresh {
+	} else if v := e.judge(h, in.generation.Load()); v != verdictFresh {
+		l.decided.skip(k, &e.memory, v, h)
 		return false
 	}
 	switch {
@@ -230,6 +243,7 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 			l.p.waiting.Add(1)
 		}
 	case !e.waiting.Fold(change):
+		l.decided.skip(k, &e.memory, verdictStale, h)
 		return false
 	}
 	e.version = max(e.version, h.Version)
@@ -329,9 +343,10 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
 		}
 		delete(l.entries, e.key)
 		settled[e.in]++
-		after.generation, after.kind = heard.generation, heard.kind
+		after.generation, after.kind, after.noted = heard.generation, heard.kind, heard.noted
 		after.version = max(after.version, heard.version)
 		if after.until.IsZero() {
+			l.ignored.Remove(e.key)
 			l.known.Add(e.key, &after)
 		} else {
 			l.known.Remove(e.key)
@@ -373,15 +388,18 @@ func (l *lane) remember(in *Intake, row store.Poison) {
 	l.known.Add(key{row.Instance, in.tag}, &memory{version: row.Version, hash: row.Hash, kind: row.Kind})
 }
 
-// forget drops what is remembered of an instance, not what waits.
+// forget drops what is remembered of an instance, not what waits. The trace
+// remembers it.
 func (l *lane) forget(in *Intake, id status.InstanceID) {
 	k := key{id, in.tag}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known.Remove(k)
 	l.ignored.Remove(k)
+	if m, ok := l.known.Peek(k); ok {
+		l.decided.forget(k, m)
+	}
 	if e := l.entries[k]; e != nil && e.waiting == nil {
-		e.memory = memory{}
+		l.decided.forget(k, &e.memory)
 	}
 }
 
