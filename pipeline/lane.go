@@ -30,7 +30,7 @@ type memory struct {
 	hash    uint64 // of the last one heard; 0 if that is not what is stored
 	// until is set for an instance that no row knows, or that is foreign.
 	until      time.Time
-	generation uint32 // the subscription on which the stream spoke of it
+	generation uint32    // the subscription on which the stream spoke of it
 	noted      trace.Ref // where in the trace
 	kind       status.Kind
 }

@@ -75,7 +75,7 @@ type Config struct {
 	// that shard waits, so that none is shut out by the others.
 	MaxWaitingTotal int
 	// TraceBytes bounds the memory in which the last decisions on instances are
-	// remembered; 12 MiB if 0.
+	// remembered; 13.5 MiB if 0.
 	TraceBytes int
 	// AttemptTimeout bounds one attempt to write or to publish; 20 s if 0.
 	AttemptTimeout time.Duration
@@ -113,7 +113,7 @@ func (c *Config) setDefaults() error {
 		c.MaxWaitingTotal = 4 * c.MaxWaiting
 	}
 	if c.TraceBytes == 0 {
-		c.TraceBytes = 12 << 20
+		c.TraceBytes = 27 << 19
 	}
 	if c.AttemptTimeout == 0 {
 		c.AttemptTimeout = 20 * time.Second

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -270,6 +271,10 @@ func (l *lane) undecided(in *Intake, id status.InstanceID) (waiting []Undecided)
 	}
 	return waiting
 }
+
+// ErrCannotRetry is wrapped by the error of a retry that has changed nothing: the
+// shard is not owned by who was asked, or its cluster is not heard.
+var ErrCannotRetry = errors.New("it cannot be tried again here")
 
 // Retry makes the intake forget what it has heard of an instance, so that the
 // same status is written when it is heard again, even if the database has

@@ -13,6 +13,7 @@ import (
 	"github.com/trestle-bridge/trestle/coordinator"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
+	"github.com/trestle-bridge/trestle/pipeline"
 )
 
 // invalidError is a request that cannot be served whatever the registry holds.
@@ -71,6 +72,16 @@ type unledError struct{ cause error }
 func (e *unledError) Error() string { return e.cause.Error() }
 func (e *unledError) Unwrap() error { return e.cause }
 
+// unretriedError is a retry of which it is not known how it ended, or that could
+// not be noted.
+type unretriedError struct {
+	what  string
+	cause error
+}
+
+func (e *unretriedError) Error() string { return e.what + ": " + e.cause.Error() }
+func (e *unretriedError) Unwrap() error { return e.cause }
+
 // noRoundsError is a cluster that the leader makes no rounds of: there is none,
 // or it is new, or the leader is.
 type noRoundsError struct{ missing, cause error }
@@ -98,6 +109,7 @@ func toStatus(ctx context.Context, err error) error {
 		noRounds    *noRoundsError
 		unwritten   *unwrittenError
 		unled       *unledError
+		unretried   *unretriedError
 		taken       *takenError
 		unreachable *unreachableError
 		inUse       *store.ClusterInUseError
@@ -133,6 +145,10 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Error(codes.NotFound, missing.what)
 	case errors.As(err, &noRounds):
 		return status.Error(codes.NotFound, noRounds.Error())
+	case errors.Is(err, sweep.ErrNotLeading):
+		return status.Error(codes.Unavailable, sweep.ErrNotLeading.Error()+"; nothing was asked for: try again in some seconds")
+	case errors.Is(err, pipeline.ErrCannotRetry):
+		return status.Error(codes.FailedPrecondition, strings.TrimPrefix(err.Error(), pipeline.ErrCannotRetry.Error()+": ")+"; nothing was changed")
 	case errors.Is(err, sweep.ErrNotHeld):
 		return status.Error(codes.FailedPrecondition, "nothing of this cluster is held back: there is nothing to confirm")
 	case errors.Is(err, coordinator.ErrCommand):
@@ -147,6 +163,8 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Error(codes.DeadlineExceeded, "no leader has acted on this yet; it stands, and the next leader acts on it: list the commands to see what comes of it")
 	case errors.As(err, &unwritten):
 		return status.Error(codes.Unavailable, "etcd cannot be reached from this replica; whether the change stands is not known: list the commands, or ask another replica")
+	case errors.As(err, &unretried):
+		return status.Error(codes.Unavailable, unretried.Error())
 	case errors.As(err, &unled):
 		return status.Error(codes.Unavailable, "the leader cannot be reached, and may or may not have heard of this; try again: "+unled.Error())
 	case overdue(ctx):

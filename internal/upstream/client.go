@@ -133,8 +133,11 @@ type Client struct {
 	// for. Size 1: a newer one takes the place of one that nobody has taken
 	// up. Only the subscription loop sends.
 	established chan uint64
-	synced      chan struct{}
-	syncedOnce  sync.Once
+	// refreshes carries wishes for a snapshot, each with where to say what came
+	// of it, size 1, so that the taker never waits.
+	refreshes  chan chan<- error
+	synced     chan struct{}
+	syncedOnce sync.Once
 
 	// heard counts the messages of all streams, lastHeard is when the last
 	// one came, in Unix nanoseconds.
@@ -203,6 +206,7 @@ func New(cfg Config) (*Client, error) {
 		tls:         secured,
 		codec:       newCodec(),
 		established: make(chan uint64, 1),
+		refreshes:   make(chan chan<- error),
 		synced:      make(chan struct{}),
 	}, nil
 }
@@ -225,6 +229,26 @@ func (c *Client) Run(ctx context.Context) error {
 // Synced is closed when all of a snapshot has been offered that was asked for
 // under a subscription that was still open at its end.
 func (c *Client) Synced() <-chan struct{} { return c.synced }
+
+// ErrDeaf is the error of a Refresh while no subscription is open.
+var ErrDeaf = errors.New("the cluster is not heard now")
+
+// Refresh takes a snapshot now and returns when all of it has been offered. It
+// waits for one that is being taken; Run must be running.
+func (c *Client) Refresh(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case c.refreshes <- done:
+	case <-ctx.Done():
+		return fmt.Errorf("take a snapshot of %s: %w", c.cfg.Cluster.URL, ctx.Err())
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("take a snapshot of %s: %w", c.cfg.Cluster.URL, ctx.Err())
+	}
+}
 
 // State is for health, lag and consoles.
 func (c *Client) State() State {
