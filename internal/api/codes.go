@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -140,13 +141,13 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Errorf(codes.FailedPrecondition,
 			"%d regular instances of the cluster are not stopped (%s); cordon the cluster and wait for them, or deregister it with force", inUse.Count, some)
 	case errors.As(err, &missing) && missing.detached:
-		return status.Error(codes.Unavailable, missing.what+", as far as this replica knows, which is cut off from etcd; ask another one")
+		return untouched(missing.what + ", as far as this replica knows, which is cut off from etcd; ask another one")
 	case errors.As(err, &missing):
 		return status.Error(codes.NotFound, missing.what)
 	case errors.As(err, &noRounds):
 		return status.Error(codes.NotFound, noRounds.Error())
 	case errors.Is(err, sweep.ErrNotLeading):
-		return status.Error(codes.Unavailable, sweep.ErrNotLeading.Error()+"; nothing was asked for: try again in some seconds")
+		return untouched(sweep.ErrNotLeading.Error() + "; nothing was asked for: try again in some seconds")
 	case errors.Is(err, pipeline.ErrCannotRetry):
 		return status.Error(codes.FailedPrecondition, strings.TrimPrefix(err.Error(), pipeline.ErrCannotRetry.Error()+": ")+"; nothing was changed")
 	case errors.Is(err, sweep.ErrNotHeld):
@@ -154,7 +155,7 @@ func toStatus(ctx context.Context, err error) error {
 	case errors.Is(err, coordinator.ErrCommand):
 		return status.Error(codes.FailedPrecondition, "the leader refuses: "+strings.TrimPrefix(err.Error(), coordinator.ErrCommand.Error()+": "))
 	case errors.Is(err, errUnread), errors.Is(err, errStopping):
-		return status.Error(codes.Unavailable, err.Error())
+		return untouched(err.Error())
 	case errors.Is(err, errTooManyWatch):
 		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(ctx.Err(), context.Canceled):
@@ -178,6 +179,17 @@ func toStatus(ctx context.Context, err error) error {
 		return answered.GRPCStatus().Err()
 	}
 	return status.Error(codes.Internal, "internal error; the log of the service says more")
+}
+
+// untouched is UNAVAILABLE of a replica that has done nothing, so that a client may
+// ask another one even for a change.
+func untouched(what string) error {
+	plain := status.New(codes.Unavailable, what)
+	detailed, err := plain.WithDetails(&errdetails.ErrorInfo{Domain: "trestle", Reason: "NOTHING_DONE"})
+	if err != nil {
+		return plain.Err() // the code is not OK, so this cannot be
+	}
+	return detailed.Err()
 }
 
 // overdue says whether the call's time is over. Whoever was asked in its course
