@@ -218,6 +218,9 @@ there is nothing to try; a sweep then stops its row.`,
 		}, []argument{instance}, "", func(ctx context.Context, r *replica, args []string, w *wish) (proto.Message, string, error) {
 			p.trace = "trestlectl instance trace " + args[0]
 			answer, err := r.quarantine().RetryQuarantined(ctx, &trestlev1.RetryQuarantinedRequest{Instance: args[0], Reason: w.reason, Author: w.author})
+			if err == nil && answer.GetDecision() == trestlev1.Decision_DECISION_QUARANTINED {
+				err = &againError{retried(args[0], answer)}
+			}
 			return answer, retried(args[0], answer), err
 		}),
 		p.changing(&cobra.Command{

@@ -182,13 +182,16 @@ type shardReplica struct {
 	conn   *grpc.ClientConn
 	fleet  *fakeFleet
 	sweeps *fakeSweeps
+	// instances and rows are what there is to say of instances.
+	instances *fakeInstances
+	rows      *fakeRows
 	log    *logBuffer
 	stop   func()
 }
 
 func newShardReplica(t *testing.T, fleet *fakeFleet, change ...func(*api.Config)) *shardReplica {
 	t.Helper()
-	r := &shardReplica{T: t, fleet: fleet, sweeps: &fakeSweeps{}, log: &logBuffer{}}
+	r := &shardReplica{T: t, fleet: fleet, sweeps: &fakeSweeps{}, instances: &fakeInstances{}, rows: &fakeRows{}, log: &logBuffer{}}
 	cfg := api.Config{
 		Address: "127.0.0.1:0", Registry: broken{}, Registerer: newRegistry(), Fleet: fleet, Sweeps: r.sweeps, Instances: r.instances, Rows: r.rows, Incarnation: "a.1",
 		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -5,7 +5,7 @@
 // A Book has a fixed number of pages, one an instance and term of ownership. A
 // page holds the last few decisions; the same decision again, on updates that
 // change nothing, is counted and takes no room. When no page is left, one that
-// has not been written on for long is taken: of a few that come next, the
+// has not been written on for long is taken: of a few all over the book, the
 // oldest.
 //
 // Invariants:
@@ -251,13 +251,14 @@ func (b *Book) take(k Key) Ref {
 		b.taken++
 	} else {
 		at = b.hand
-		for i := range min(choice, len(b.pages)) {
-			other := (b.hand + i) % len(b.pages)
+		for i := range choice {
+			// Spread over the book, as neighbours came at the same time.
+			other := (b.hand + i*len(b.pages)/choice) % len(b.pages)
 			if b.pages[other].recent[0].at < b.pages[at].recent[0].at {
 				at = other
 			}
 		}
-		b.hand = (b.hand + choice) % len(b.pages)
+		b.hand = (b.hand + 1) % len(b.pages)
 	}
 	b.pages[at] = page{instance: k.Instance, term: k.Term}
 	return Ref(at + 1)
