@@ -185,8 +185,8 @@ type shardReplica struct {
 	// instances and rows are what there is to say of instances.
 	instances *fakeInstances
 	rows      *fakeRows
-	log    *logBuffer
-	stop   func()
+	log       *logBuffer
+	stop      func()
 }
 
 func newShardReplica(t *testing.T, fleet *fakeFleet, change ...func(*api.Config)) *shardReplica {

@@ -47,7 +47,9 @@ func words(entries []Entry) (out []string) {
 }
 
 func TestStories(t *testing.T) {
-	at := func(version uint64) Note { return Note{Decision: Applied, Version: version, Phase: status.PhaseRunning} }
+	at := func(version uint64) Note {
+		return Note{Decision: Applied, Version: version, Phase: status.PhaseRunning}
+	}
 	for _, test := range []struct {
 		name  string
 		notes []Note
