@@ -22,12 +22,12 @@ var ErrFull = errors.New("too many new instances wait")
 var errSilent = errors.New("snapshots hold changes that the stream did not bring")
 
 // Sink takes what is heard. Its methods are called by several goroutines at
-// once. Only Drained may wait.
+// once. Only Drained and Room may wait.
 type Sink interface {
 	// Offer hands over one status; h.Raw is valid only during the call. It
 	// waits for no database and no network. After ErrFull the stream ends,
 	// and is taken up again when Drained returns; a snapshot offers the same
-	// status again then. Any other error ends the stream or snapshot too, and
+	// status again when Room does. Any other error ends the stream or snapshot too, and
 	// is tried again with backoff.
 	Offer(h status.Heard) error
 	// Invalid is told of a status that cannot be used, a *status.InvalidError
@@ -36,6 +36,9 @@ type Sink interface {
 	// Drained blocks until statuses may be offered again, or ctx ends, whose
 	// error it returns then.
 	Drained(ctx context.Context) error
+	// Room blocks until an entry of a snapshot may be offered again, or ctx ends,
+	// whose error it returns then.
+	Room(ctx context.Context) error
 	// Subscribed says that a new subscription begins. What was heard on the
 	// stream before no longer stands against an unversioned snapshot entry;
 	// entries of an earlier subscription's snapshot that are unversioned are
@@ -134,8 +137,11 @@ type Client struct {
 	// up. Only the subscription loop sends.
 	established chan uint64
 	// refreshes carries wishes for a snapshot, each with where to say what came
-	// of it, size 1, so that the taker never waits.
-	refreshes  chan chan<- error
+	// of it.
+	refreshes chan chan<- error
+	// asked says that somebody wants a snapshot; size 1, so that wishes coalesce
+	// and nobody blocks.
+	asked      chan struct{}
 	synced     chan struct{}
 	syncedOnce sync.Once
 
@@ -207,6 +213,7 @@ func New(cfg Config) (*Client, error) {
 		codec:       newCodec(),
 		established: make(chan uint64, 1),
 		refreshes:   make(chan chan<- error),
+		asked:       make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 	}, nil
 }
@@ -247,6 +254,16 @@ func (c *Client) Refresh(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("take a snapshot of %s: %w", c.cfg.Cluster.URL, ctx.Err())
+	}
+}
+
+// Ask asks for a snapshot as soon as one can be taken: after the one under way,
+// if there is one. Without a subscription it does nothing, for the next one
+// begins with a snapshot.
+func (c *Client) Ask() {
+	select {
+	case c.asked <- struct{}{}:
+	default: // it is asked for already
 	}
 }
 

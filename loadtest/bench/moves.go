@@ -226,7 +226,7 @@ func (b *bench) takeOver(ctx context.Context, what string, end func(*fleet.Repli
 
 	live := quick(b, 20_000, 5000)
 	const rate = 2000.0
-	calm := time.Duration(float64(live)/rate*1.3*float64(time.Second)) // until all live
+	calm := time.Duration(float64(live) / rate * 1.3 * float64(time.Second)) // until all live
 	duration := calm + 20*time.Second
 	var all waits
 	var ended, expired time.Time
