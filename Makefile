@@ -55,16 +55,17 @@ vuln: ## Check that no known vulnerability is called (asks GOVULNDB, https://vul
 	$(TOOL) govulncheck ./...
 
 .PHONY: generate
-generate: ## Generate the code of the contracts in proto/
+generate: ## Generate the code of the contracts in proto/, and docs/cli.md
 	$(TOOL) buf generate
 	gofmt -w proto
+	go test -count=1 -run '^TestDocs$$' ./cmd/trestlectl -update
 
 .PHONY: verify
 verify: generate ## Prove that generated code and go.mod are what is checked in
 	$(TOOL) buf lint
-	@if [ -n "$$(git status --porcelain -- proto)" ]; then \
-		git --no-pager diff -- proto; git status --short -- proto >&2; \
-		echo 'proto/ is not what is checked in: run make generate and commit' >&2; exit 1; \
+	@if [ -n "$$(git status --porcelain -- proto docs/cli.md)" ]; then \
+		git --no-pager diff -- proto docs/cli.md; git status --short -- proto docs/cli.md >&2; \
+		echo 'proto/ or docs/cli.md is not what is checked in: run make generate and commit' >&2; exit 1; \
 	fi
 	go mod tidy -diff
 	go mod verify

@@ -82,8 +82,9 @@ func (c *Coordinator) Plan() shard.Plan {
 	return s.Plan(time.Now())
 }
 
-// Rank is the order in which a shard prefers the living replicas.
-func (c *Coordinator) Rank(id shard.ID) []shard.Ranked { return c.plannerState().Rank(id) }
+// Ranks gives, for each of these shards, the order in which it prefers the living
+// replicas.
+func (c *Coordinator) Ranks(ids []shard.ID) [][]shard.Ranked { return c.plannerState().Ranks(ids) }
 
 func (c *Coordinator) plannerState() (s shard.State) {
 	c.link.Look(func(v *table.View) { s = term.PlannerState(v, c.cfg.Timing.Planner, time.Now()) })

@@ -79,6 +79,17 @@ func (c *Coordinator) Others() (others bool) {
 	return others
 }
 
+// Members gives the peer address of each replica that lives, by incarnation.
+func (c *Coordinator) Members() map[string]string {
+	members := make(map[string]string)
+	c.link.Look(func(v *table.View) {
+		for who, m := range v.Members {
+			members[who] = m.Value.Peer
+		}
+	})
+	return members
+}
+
 // Peers are the addresses of all members, each with the fingerprints of the keys
 // of those who say that they are there; an empty one is of a version that had no
 // key yet.

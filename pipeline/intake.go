@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -158,6 +159,7 @@ func (in *Intake) Offer(h status.Heard) error {
 	change, err := in.p.cfg.Rules.Change(h)
 	if err != nil {
 		in.Invalid(err)
+		l.noteInvalid(in, h)
 		return nil
 	}
 	in.metrics.started(change.Kind)
@@ -215,9 +217,10 @@ func (in *Intake) Partial() bool {
 }
 
 // Remember tells of instances whose last status was refused by the database,
-// so that the same one is not tried again. Call it before the first Offer.
+// so that the same one is not tried again; the last refused come first. Call it
+// before the first Offer.
 func (in *Intake) Remember(poison []store.Poison) {
-	for _, row := range poison {
+	for _, row := range slices.Backward(poison) {
 		l := in.p.lanes[shard.Lane(row.Instance, len(in.p.lanes))]
 		l.remember(in, row)
 	}
@@ -319,6 +322,7 @@ func (in *Intake) Close() {
 func (in *Intake) refuse() {
 	first := in.end()
 	for _, l := range in.p.lanes {
+		l.noteFenced(in)
 		l.drop(in)
 	}
 	if first {

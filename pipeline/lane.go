@@ -9,6 +9,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/pipeline/trace"
 	"github.com/trestle-bridge/trestle/shard"
 )
 
@@ -27,9 +28,11 @@ type key struct {
 type memory struct {
 	version uint64 // the highest heard or stored
 	hash    uint64 // of the last one heard; 0 if that is not what is stored
-	// until is set for an instance that no row knows, in Unix nanoseconds.
+	// until is set for an instance that no row knows, or that is foreign, in Unix
+	// nanoseconds.
 	until      int64
-	generation uint32 // the subscription on which the stream spoke of it
+	generation uint32    // the subscription on which the stream spoke of it
+	noted      trace.Ref // where in the trace
 	kind       status.Kind
 }
 
@@ -110,6 +113,8 @@ type lane struct {
 	ring []*Intake
 	// busy is when the attempt under way began; zero if there is none.
 	busy time.Time
+	// decided is what is remembered for whoever wonders why.
+	decided books
 
 	publications
 }
@@ -124,9 +129,14 @@ func newLane(p *Pipeline, index int) (*lane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make room to remember %d unknown instances: %w", size/8, err)
 	}
+	decided, err := newBooks(p.cfg.TraceBytes / p.cfg.Lanes)
+	if err != nil {
+		return nil, err
+	}
 	return &lane{
 		p:            p,
 		index:        index,
+		decided:      decided,
 		wake:         make(chan struct{}, 1),
 		entries:      make(map[key]*entry),
 		known:        known,
@@ -152,20 +162,21 @@ func (l *lane) judge(in *Intake, h status.Heard) (verdict, status.Kind) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.entries[k]; e != nil {
-		return e.judge(h, in.generation.Load()), e.kind
+		v := e.judge(h, in.generation.Load())
+		l.decided.skip(k, &e.memory, v, h)
+		return v, e.kind
 	}
 	if m, ok := l.known.Get(k); ok {
 		v := m.judge(h, in.generation.Load())
 		if v == verdictFresh && l.full(in, h) {
 			v = verdictFull
 		}
+		l.decided.skip(k, m, v, h)
 		return v, m.kind
 	}
-	if m, ok := l.ignored.Get(k); ok {
-		if h.At.UnixNano() < m.until {
-			return verdictUnknown, m.kind
-		}
-		l.ignored.Remove(k)
+	if m, ok := l.ignored.Get(k); ok && h.At.UnixNano() < m.until {
+		l.decided.skip(k, m, verdictUnknown, h)
+		return verdictUnknown, m.kind
 	}
 	if l.full(in, h) {
 		return verdictFull, ""
@@ -215,11 +226,14 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 		e = &entry{key: k, in: in, listed: h.Snapshot}
 		if m, ok := l.known.Peek(k); ok {
 			e.memory = *m
+		} else if m, ok := l.ignored.Peek(k); ok {
+			e.noted = m.noted
 		}
 	}
 	if e.inFlight == nil && e.waiting == nil && e.hash == 0 && e.version == 0 {
 		change.First = true
-	} else if e.judge(h, in.generation.Load()) != verdictFresh {
+	} else if v := e.judge(h, in.generation.Load()); v != verdictFresh {
+		l.decided.skip(k, &e.memory, v, h)
 		return false
 	}
 	switch {
@@ -230,6 +244,7 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 			in.begins(e)
 		}
 	case !e.waiting.Fold(change):
+		l.decided.skip(k, &e.memory, verdictStale, h)
 		return false
 	}
 	e.version = max(e.version, h.Version)
@@ -329,9 +344,10 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
 		}
 		delete(l.entries, e.key)
 		settled[e.in] = settled[e.in].with(e)
-		after.generation, after.kind = heard.generation, heard.kind
+		after.generation, after.kind, after.noted = heard.generation, heard.kind, heard.noted
 		after.version = max(after.version, heard.version)
 		if after.until == 0 {
+			l.ignored.Remove(e.key)
 			l.known.Add(e.key, &after)
 		} else {
 			l.known.Remove(e.key)
@@ -373,15 +389,18 @@ func (l *lane) remember(in *Intake, row store.Poison) {
 	l.known.Add(key{row.Instance, in.tag}, &memory{version: row.Version, hash: row.Hash, kind: row.Kind})
 }
 
-// forget drops what is remembered of an instance, not what waits.
+// forget drops what is remembered of an instance, not what waits. The trace
+// remembers it.
 func (l *lane) forget(in *Intake, id status.InstanceID) {
 	k := key{id, in.tag}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known.Remove(k)
 	l.ignored.Remove(k)
+	if m, ok := l.known.Peek(k); ok {
+		l.decided.forget(k, m)
+	}
 	if e := l.entries[k]; e != nil && e.waiting == nil {
-		e.memory = memory{}
+		l.decided.forget(k, &e.memory)
 	}
 }
 

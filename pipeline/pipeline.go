@@ -74,6 +74,9 @@ type Config struct {
 	// times MaxWaiting if 0. It holds a shard back only while something of
 	// that shard waits, so that none is shut out by the others.
 	MaxWaitingTotal int
+	// TraceBytes bounds the memory in which the last decisions on instances are
+	// remembered; 13.5 MiB if 0.
+	TraceBytes int
 	// AttemptTimeout bounds one attempt to write or to publish; 20 s if 0.
 	AttemptTimeout time.Duration
 
@@ -119,13 +122,16 @@ func (c *Config) setDefaults() error {
 	if c.MaxWaitingTotal == 0 {
 		c.MaxWaitingTotal = 4 * c.MaxWaiting
 	}
+	if c.TraceBytes == 0 {
+		c.TraceBytes = 27 << 19
+	}
 	if c.AttemptTimeout == 0 {
 		c.AttemptTimeout = 20 * time.Second
 	}
 	switch {
 	case c.Owner == "":
 		return errors.New("pipeline: the owner has no name")
-	case c.Lanes < 0 || c.BatchLimit < 0 || c.DedupEntries < 0 || c.MaxWaiting < 0 || c.AttemptTimeout < 0:
+	case c.Lanes < 0 || c.BatchLimit < 0 || c.DedupEntries < 0 || c.MaxWaiting < 0 || c.TraceBytes < 0 || c.AttemptTimeout < 0:
 		return errors.New("pipeline: lanes, limits and timeouts must not be negative")
 	case c.Store == nil || c.Publisher == nil || c.Logger == nil || c.Registerer == nil:
 		return errors.New("pipeline: store, publisher, logger and registerer are required")
@@ -150,10 +156,11 @@ type Pipeline struct {
 	// from snapshots.
 	waiting, entries atomic.Int64
 
-	// mu guards intakes and running. It is never held together with a lane's
-	// or an intake's mutex.
+	// mu guards intakes, terms and running. It is never held together with a
+	// lane's or an intake's mutex.
 	mu      sync.Mutex
 	intakes map[shard.ID]*Intake
+	terms   terms
 	// running is set while Run runs; recoveries belong to it.
 	running *errgroup.Group
 	runCtx  context.Context
@@ -226,6 +233,7 @@ func (p *Pipeline) Open(id shard.ID) (*Intake, error) {
 	}
 	in := newIntake(p, id, p.tags.Add(1))
 	p.intakes[id] = in
+	p.terms.begin(in)
 	return in, nil
 }
 
@@ -262,5 +270,6 @@ func (p *Pipeline) remove(in *Intake) {
 	defer p.mu.Unlock()
 	if p.intakes[in.id] == in {
 		delete(p.intakes, in.id)
+		p.terms.end(in)
 	}
 }

@@ -108,6 +108,7 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 			rest := *refused
 			rest.Updates -= last.Updates
 			e.in.metrics.failed(&rest)
+			l.noteQuarantined(e, refused, rest.Updates)
 			e.in.log.Error("an update was refused by the database and left out; a later one was written",
 				"instance", refused.ID, "sqlstate", fault.SQLState, "reason", fault.Reason)
 			return true
@@ -141,6 +142,7 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 	e.in.log.Error("an update was put into quarantine: the database refuses it for its own sake",
 		"instance", refused.ID, "version", refused.Version, "sqlstate", fault.SQLState, "reason", fault.Reason)
 	e.in.metrics.failed(refused)
+	l.noteQuarantined(e, refused, refused.Updates)
 	l.release([]*entry{e}, func(_ int, e *entry) memory {
 		return memory{version: refused.Version, hash: refused.Hash}
 	})
@@ -189,6 +191,7 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	}
 	l.p.metrics.batch(len(live), time.Since(begin))
 	l.confirm(acknowledged)
+	l.noteCommit(live, commit.Results)
 	l.conclude(live, commit)
 	return nil
 }

@@ -49,7 +49,7 @@ func (h Handover) Shard(id ID, weight float64) Shard {
 	return Shard{
 		ID: id, Weight: weight, Owner: r.Owner, Next: r.Next, Former: r.Former, Pin: r.Pin,
 		Busy: r.Phase == PhaseRelease || r.Phase == PhaseRaise || r.Phase == PhaseRetired,
-		Hold: h.hold, Avoid: h.avoid,
+		Hold: h.hold, Avoid: h.avoid, Cut: r.Reason == ReasonReslice && r.Former == "" && r.Owner == "",
 	}
 }
 

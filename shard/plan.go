@@ -316,6 +316,8 @@ func (p *planner) orphan(it *item, to *seat) {
 		text = "its owner " + it.Owner + " is gone"
 	case it.Former != "":
 		text = it.Former + " had it last"
+	case it.Cut:
+		reason, text = ReasonReslice, "its cluster was cut anew"
 	default:
 		reason, text = ReasonNew, "it has had no owner"
 	}

@@ -24,8 +24,19 @@ type Ranked struct {
 // Rank lists the living replicas in the order in which the shard prefers them.
 // A plan departs from it where a replica is full, drains or is of the wrong
 // revision, and where staying saves a move. The shard need not be in the state.
-func (s State) Rank(id ID) []Ranked {
+func (s State) Rank(id ID) []Ranked { return s.Ranks([]ID{id})[0] }
+
+// Ranks is Rank for several shards, with one look at the fleet.
+func (s State) Ranks(ids []ID) [][]Ranked {
 	p := newPlanner(s)
+	all := make([][]Ranked, len(ids))
+	for i, id := range ids {
+		all[i] = p.rank(id)
+	}
+	return all
+}
+
+func (p *planner) rank(id ID) []Ranked {
 	ranked := make([]Ranked, len(p.seats))
 	for i, seat := range p.seats {
 		ranked[i] = Ranked{

@@ -90,6 +90,8 @@ type Shard struct {
 	// Hold is the time before which a shard with a live owner is not to be
 	// moved, because its last hand-over failed.
 	Hold time.Time
+	// Cut means that nobody has had it yet because its cluster was cut anew.
+	Cut bool
 	// Avoid is the incarnation that failed to take the shard last; others are
 	// chosen as long as there are any.
 	Avoid string

@@ -155,17 +155,33 @@ func (p *program) slices() *cobra.Command {
 	var n int32
 	c := p.tracked(&cobra.Command{
 		Use:   "slices",
-		Short: "Cut a cluster into N slices, each with an owner of its own; 1 makes it whole",
-		Long: `Cut a cluster into N slices, each with an owner of its own; 1 makes it whole.
+		Short: "List how clusters are cut, or cut one into N slices, each with an owner of its own",
+		Long: `List how clusters are cut, or cut one into N slices, each with an owner of its own;
+1 makes it whole.
 
 The whole cluster moves: nobody writes it for some seconds, and what it says
-meanwhile is caught up with.`,
+meanwhile is caught up with. Pins of its shards end with them.`,
 	}, []argument{{"CLUSTER", p.knownClusters}, {"N", nil}}, waits, func(ctx context.Context, r *replica, args []string, w *wish) (proto.Message, string, error) {
 		answer, err := r.shards().SetSlices(ctx, &trestlev1.SetSlicesRequest{Cluster: args[0], Slices: n, Reason: w.reason, Author: w.author, ValidFor: w.validFor()})
-		return answer, fmt.Sprintf("%s is being cut into %d; see trestlectl explain %s.", args[0], n, args[0]), err
+		said := fmt.Sprintf("%s is being cut into %d; see trestlectl explain %s.", args[0], n, args[0])
+		if unpinned := answer.GetUnpinned(); len(unpinned) > 0 {
+			said += fmt.Sprintf(" The pins of %s END with these shards; pin the new ones if they should stay where they were.", strings.Join(unpinned, ", "))
+		}
+		return answer, said, err
 	})
-	enough := c.Args
+	c.Use = "slices [CLUSTER N]"
+	enough, cut := c.Args, c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			p.started = true
+			return p.listSlices(c.Context())
+		}
+		return cut(c, args)
+	}
 	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
 		if err := enough(c, args); err != nil {
 			return err
 		}

@@ -94,8 +94,12 @@ func TestChanges(t *testing.T) {
 		if asked := f.requests(); len(asked) != 1 || !proto.Equal(asked[0], want) {
 			t.Errorf("%s: asked for %v, want %s", what, asked, protojson.Format(want))
 		}
-		call(t, f.addr, append(c.args, "-o", "json")...).reads(t, what+" as JSON", "{}")
-		call(t, f.addr, append(c.args, "-o", "yaml")...).reads(t, what+" as YAML", "{}")
+		asJSON, asYAML := "{}", "{}"
+		if c.args[0] == "slices" {
+			asJSON, asYAML = "{\n  \"unpinned\": []\n}", "unpinned: []"
+		}
+		call(t, f.addr, append(c.args, "-o", "json")...).reads(t, what+" as JSON", asJSON)
+		call(t, f.addr, append(c.args, "-o", "yaml")...).reads(t, what+" as YAML", asYAML)
 	}
 	f := newFake(t, done())
 	call(t, f.addr, "freeze", "--reason=r")

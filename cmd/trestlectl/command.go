@@ -77,7 +77,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 what was named does not exist,
 	root.AddCommand(
 		p.shards(), p.replicas(), p.explain(), p.plan(), p.commands(),
 		p.pin(), p.unpin(), p.drain(), p.undrain(), p.freeze(), p.unfreeze(), p.slices(), p.brake(), p.sweep(),
-		p.clusters(), p.tokenCommand(), p.version(),
+		p.clusters(), p.quarantine(), p.instance(), p.top(), p.tokenCommand(), p.version(),
 	)
 	return root
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -31,6 +32,13 @@ func (r *replica) shards() trestlev1.ShardServiceClient {
 }
 func (r *replica) clusters() bridge.ClusterServiceClient {
 	return bridge.NewClusterServiceClient(r.conn)
+}
+
+func (r *replica) instances() trestlev1.InstanceServiceClient {
+	return trestlev1.NewInstanceServiceClient(r.conn)
+}
+func (r *replica) quarantine() trestlev1.QuarantineServiceClient {
+	return trestlev1.NewQuarantineServiceClient(r.conn)
 }
 
 func checkAddress(address string) error {
@@ -107,9 +115,20 @@ func (p *program) ask(ctx context.Context, do func(context.Context, *replica) er
 }
 
 // change makes a call that changes something, on the first replica that
-// answers: if it fails, whether it stands is for a human to find out.
+// answers. One that says that it has done nothing is passed over too; if the
+// call fails otherwise, whether it stands is for a human to find out.
 func (p *program) change(ctx context.Context, do func(context.Context, *replica) error) error {
 	return p.call(ctx, false, do)
+}
+
+// untouched says that a replica has promised to have done nothing.
+func untouched(err error) bool {
+	for _, detail := range status.Convert(err).Details() {
+		if info, is := detail.(*errdetails.ErrorInfo); is && info.GetDomain() == "trestle" && info.GetReason() == "NOTHING_DONE" {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *program) call(ctx context.Context, again bool, do func(context.Context, *replica) error) error {
@@ -128,7 +147,7 @@ func (p *program) call(ctx context.Context, again bool, do func(context.Context,
 		i = at
 		err = do(ctx, r)
 		_ = r.conn.Close() // all was said
-		if !again || status.Code(err) != codes.Unavailable {
+		if status.Code(err) != codes.Unavailable || !again && !untouched(err) {
 			return err
 		}
 		tried = append(tried, r.address+": "+message(err))

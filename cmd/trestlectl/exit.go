@@ -34,6 +34,11 @@ func (e *unreachableError) Error() string {
 	return "no replica can be asked:\n  " + strings.Join(e.tried, "\n  ")
 }
 
+// againError is a retry that was refused as before.
+type againError struct{ what string }
+
+func (e *againError) Error() string { return e.what }
+
 // exitCode is that of a command that ended with an error.
 func exitCode(err error) int {
 	switch {
@@ -41,6 +46,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, new(*unreachableError)):
 		return exitUnreachable
+	case errors.As(err, new(*againError)):
+		return exitRefused
 	}
 	switch status.Code(err) {
 	case codes.InvalidArgument:
@@ -86,6 +93,9 @@ func (p *program) advice(command *cobra.Command, err error, code int) string {
 	case exitNotFound:
 		return "See what there is: trestlectl shards, trestlectl replicas, trestlectl clusters list"
 	case exitRefused:
+		if errors.As(err, new(*againError)) {
+			return "Mend what it says, and try again; or drop it: trestlectl quarantine drop"
+		}
 		return "Nothing was changed."
 	case exitUnreachable:
 		if errors.As(err, new(*unreachableError)) {

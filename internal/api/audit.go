@@ -28,7 +28,7 @@ type record struct {
 	who    access.Identity
 	began  time.Time
 	// What the caller asked for, in its own words.
-	cluster, shard, replica, reason, author string
+	cluster, shard, replica, instance, reason, author string
 	// details are what the handler adds.
 	details []any
 }
@@ -55,6 +55,9 @@ func (r *record) asked(ctx context.Context, request any) {
 	}
 	if m, ok := request.(interface{ GetReplica() string }); ok {
 		r.replica = clipped(m.GetReplica())
+	}
+	if m, ok := request.(interface{ GetInstance() string }); ok {
+		r.instance = clipped(m.GetInstance())
 	}
 	if m, ok := request.(described); ok {
 		r.reason, r.author = clipped(m.GetReason()), clipped(m.GetAuthor())
@@ -97,7 +100,7 @@ func (r *record) audit(ctx context.Context, log *slog.Logger, answer, failure er
 	fields := []any{
 		"who", r.who.Name, "role", r.who.Role.String(), "proof", r.who.Proof, "peer", caller(ctx), "method", r.method,
 		"change", r.rule.change, "cluster", r.cluster, "shard", r.shard, "replica", r.replica,
-		"reason", r.reason, "author", r.author, "outcome", status.Code(answer).String(),
+		"instance", r.instance, "reason", r.reason, "author", r.author, "outcome", status.Code(answer).String(),
 	}
 	if failure != nil {
 		// What the caller is told; what is our own affair stands in the other log.

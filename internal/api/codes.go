@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/access"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
+	"github.com/trestle-bridge/trestle/pipeline"
 )
 
 // invalidError is a request that cannot be served whatever the registry holds.
@@ -72,6 +74,16 @@ type unledError struct{ cause error }
 func (e *unledError) Error() string { return e.cause.Error() }
 func (e *unledError) Unwrap() error { return e.cause }
 
+// unretriedError is a retry of which it is not known how it ended, or that could
+// not be noted.
+type unretriedError struct {
+	what  string
+	cause error
+}
+
+func (e *unretriedError) Error() string { return e.what + ": " + e.cause.Error() }
+func (e *unretriedError) Unwrap() error { return e.cause }
+
 // noRoundsError is a cluster that the leader makes no rounds of: there is none,
 // or it is new, or the leader is.
 type noRoundsError struct{ missing, cause error }
@@ -99,6 +111,7 @@ func toStatus(ctx context.Context, err error) error {
 		noRounds    *noRoundsError
 		unwritten   *unwrittenError
 		unled       *unledError
+		unretried   *unretriedError
 		taken       *takenError
 		unreachable *unreachableError
 		inUse       *store.ClusterInUseError
@@ -138,17 +151,21 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Errorf(codes.FailedPrecondition,
 			"%d regular instances of the cluster are not stopped (%s); cordon the cluster and wait for them, or deregister it with force", inUse.Count, some)
 	case errors.As(err, &missing) && missing.detached:
-		return status.Error(codes.Unavailable, missing.what+", as far as this replica knows, which is cut off from etcd; ask another one")
+		return untouched(missing.what + ", as far as this replica knows, which is cut off from etcd; ask another one")
 	case errors.As(err, &missing):
 		return status.Error(codes.NotFound, missing.what)
 	case errors.As(err, &noRounds):
 		return status.Error(codes.NotFound, noRounds.Error())
+	case errors.Is(err, sweep.ErrNotLeading):
+		return untouched(sweep.ErrNotLeading.Error() + "; nothing was asked for: try again in some seconds")
+	case errors.Is(err, pipeline.ErrCannotRetry):
+		return status.Error(codes.FailedPrecondition, strings.TrimPrefix(err.Error(), pipeline.ErrCannotRetry.Error()+": ")+"; nothing was changed")
 	case errors.Is(err, sweep.ErrNotHeld):
 		return status.Error(codes.FailedPrecondition, "nothing of this cluster is held back: there is nothing to confirm")
 	case errors.Is(err, coordinator.ErrCommand):
 		return status.Error(codes.FailedPrecondition, "the leader refuses: "+strings.TrimPrefix(err.Error(), coordinator.ErrCommand.Error()+": "))
 	case errors.Is(err, errUnread), errors.Is(err, errStopping):
-		return status.Error(codes.Unavailable, err.Error())
+		return untouched(err.Error())
 	case errors.Is(err, errTooManyWatch):
 		return status.Error(codes.ResourceExhausted, err.Error())
 	case errors.Is(ctx.Err(), context.Canceled):
@@ -157,6 +174,8 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Error(codes.DeadlineExceeded, "no leader has acted on this yet; it stands, and the next leader acts on it: list the commands to see what comes of it")
 	case errors.As(err, &unwritten):
 		return status.Error(codes.Unavailable, "etcd cannot be reached from this replica; whether the change stands is not known: list the commands, or ask another replica")
+	case errors.As(err, &unretried):
+		return status.Error(codes.Unavailable, unretried.Error())
 	case errors.As(err, &unled):
 		return status.Error(codes.Unavailable, "the leader cannot be reached, and may or may not have heard of this; try again: "+unled.Error())
 	case overdue(ctx):
@@ -170,6 +189,17 @@ func toStatus(ctx context.Context, err error) error {
 		return answered.GRPCStatus().Err()
 	}
 	return status.Error(codes.Internal, "internal error; the log of the service says more")
+}
+
+// untouched is UNAVAILABLE of a replica that has done nothing, so that a client may
+// ask another one even for a change.
+func untouched(what string) error {
+	plain := status.New(codes.Unavailable, what)
+	detailed, err := plain.WithDetails(&errdetails.ErrorInfo{Domain: "trestle", Reason: "NOTHING_DONE"})
+	if err != nil {
+		return plain.Err() // the code is not OK, so this cannot be
+	}
+	return detailed.Err()
 }
 
 // overdue says whether the call's time is over. Whoever was asked in its course

@@ -41,6 +41,7 @@ func rules() map[string]rule {
 		trestlev1.ShardService_ExplainCluster_FullMethodName: view,
 		trestlev1.ShardService_PlanRebalance_FullMethodName:  view,
 		trestlev1.ShardService_ListCommands_FullMethodName:   view,
+		trestlev1.ShardService_ListSlices_FullMethodName:     view,
 
 		trestlev1.ShardService_Pin_FullMethodName:            change(string(coordinator.CommandPin)),
 		trestlev1.ShardService_Unpin_FullMethodName:          change(string(coordinator.CommandUnpin)),
@@ -52,6 +53,11 @@ func rules() map[string]rule {
 		trestlev1.ShardService_ReleaseBrake_FullMethodName:   change(string(coordinator.CommandBrakeRelease)),
 		trestlev1.ShardService_RequestSweep_FullMethodName:   change("sweep-request"),
 		trestlev1.ShardService_ConfirmSweep_FullMethodName:   change("sweep-confirm"),
+
+		trestlev1.InstanceService_TraceInstance_FullMethodName:      view,
+		trestlev1.QuarantineService_ListQuarantine_FullMethodName:   view,
+		trestlev1.QuarantineService_RetryQuarantined_FullMethodName: change("quarantine-retry"),
+		trestlev1.QuarantineService_DropQuarantined_FullMethodName:  change("quarantine-drop"),
 
 		// Probes have no names, and learn nothing but that it serves.
 		healthpb.Health_Check_FullMethodName: {open: true},

@@ -80,8 +80,8 @@ func (still) Do(_ context.Context, c coordinator.Command) error {
 	}
 	return nil
 }
-func (still) Plan() shard.Plan             { return shard.Plan{} }
-func (still) Rank(shard.ID) []shard.Ranked { return nil }
+func (still) Plan() shard.Plan                      { return shard.Plan{} }
+func (still) Ranks(ids []shard.ID) [][]shard.Ranked { return make([][]shard.Ranked, len(ids)) }
 
 func (still) Request(context.Context, string) error { return nil }
 func (still) Confirm(context.Context, string) error { return nil }

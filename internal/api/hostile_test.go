@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/trestle-bridge/trestle/internal/api"
+	"github.com/trestle-bridge/trestle/internal/store"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 	bridge "github.com/trestle-bridge/trestle/proto/workspacemanagerbridge"
 )
@@ -111,6 +112,7 @@ func TestMeanTextsInEveryField(t *testing.T) {
 	fleet := newFleet()
 	r := b.replica(func(c *api.Config) {
 		c.Fleet, c.Sweeps, c.CallsPerSecond, c.AllowPlaintext = fleet, &fakeSweeps{}, 1e6, true
+		c.Instances, c.Rows = &fakeInstances{}, c.Registry.(*store.Store)
 	})
 	before := b.ask(`SELECT count(*)::text FROM pg_tables WHERE schemaname = 'public'`)
 	called := 0
@@ -161,6 +163,7 @@ func TestOversizedRequests(t *testing.T) {
 	b := newBench(t)
 	r := b.replica(func(c *api.Config) {
 		c.Fleet, c.Sweeps, c.MaxRequestBytes = newFleet(), &fakeSweeps{}, 64<<10
+		c.Instances, c.Rows = &fakeInstances{}, c.Registry.(*store.Store)
 	})
 	for _, m := range unaryMethods(t) {
 		request := message(t, m.Input())

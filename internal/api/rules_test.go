@@ -15,7 +15,7 @@ import (
 // somebody forgot.
 func TestEveryMethodHasARule(t *testing.T) {
 	s, err := New(Config{
-		Address: "127.0.0.1:0", Registry: struct{ Registry }{}, Fleet: struct{ Fleet }{}, Sweeps: struct{ Sweeps }{},
+		Address: "127.0.0.1:0", Registry: struct{ Registry }{}, Fleet: struct{ Fleet }{}, Sweeps: struct{ Sweeps }{}, Instances: struct{ Instances }{}, Rows: struct{ Rows }{},
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	})
 	if err != nil {

@@ -38,7 +38,7 @@ type Registry interface {
 }
 
 // Config is what a Server needs. Address, Registry, Logger and Registerer are
-// required, and with Fleet also Sweeps.
+// required, and with Fleet also Sweeps, Instances and Rows.
 type Config struct {
 	// Address to listen on, host:port; port 0 is any that is free.
 	Address  string
@@ -56,6 +56,10 @@ type Config struct {
 	// it is not served.
 	Fleet  Fleet
 	Sweeps Sweeps
+	// Instances and Rows are what InstanceService and QuarantineService show and
+	// change; without a Fleet they are not served.
+	Instances Instances
+	Rows      Rows
 	// Incarnation of this replica, which is shown as the one that answers.
 	Incarnation string
 
@@ -116,8 +120,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Registry == nil || cfg.Logger == nil || cfg.Registerer == nil {
 		return nil, errors.New("the gRPC server needs a registry, a logger and a registerer of metrics")
 	}
-	if cfg.Fleet != nil && cfg.Sweeps == nil {
-		return nil, errors.New("the gRPC server needs to know whom to ask for sweeps of the fleet")
+	if cfg.Fleet != nil && (cfg.Sweeps == nil || cfg.Instances == nil || cfg.Rows == nil) {
+		return nil, errors.New("the gRPC server needs to know whom to ask for sweeps and instances of the fleet")
 	}
 	cfg.TryTimeout = cmp.Or(cfg.TryTimeout, defaultTryTimeout)
 	cfg.CallTimeout = cmp.Or(cfg.CallTimeout, defaultCallTimeout)
@@ -189,7 +193,10 @@ func New(cfg Config) (*Server, error) {
 			seats:    make(chan struct{}, maxWatching), // a place for each who watches
 			stopping: s.stopping,
 		})
-		services = append(services, trestlev1.ShardService_ServiceDesc.ServiceName)
+		trestlev1.RegisterInstanceServiceServer(s.grpc, &instanceService{fleet: cfg.Fleet, instances: cfg.Instances, rows: cfg.Rows})
+		trestlev1.RegisterQuarantineServiceServer(s.grpc, &quarantineService{fleet: cfg.Fleet, instances: cfg.Instances, rows: cfg.Rows, log: cfg.Logger})
+		services = append(services, trestlev1.ShardService_ServiceDesc.ServiceName,
+			trestlev1.InstanceService_ServiceDesc.ServiceName, trestlev1.QuarantineService_ServiceDesc.ServiceName)
 	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)

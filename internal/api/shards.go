@@ -24,12 +24,12 @@ type Fleet interface {
 	State() (coordinator.State, <-chan struct{})
 	Do(ctx context.Context, command coordinator.Command) error
 	Plan() shard.Plan
-	Rank(id shard.ID) []shard.Ranked
+	Ranks(ids []shard.ID) [][]shard.Ranked
 }
 
 // Sweeps asks for the leader's rounds, from any replica. The errors wrap
-// sweep.ErrUnknownCluster and sweep.ErrNotHeld; any other means that it is not
-// known whether the leader was reached. It is safe for concurrent use.
+// sweep.ErrUnknownCluster, sweep.ErrNotHeld and sweep.ErrNotLeading; any other
+// means that it is not known whether the leader was reached. It is safe for concurrent use.
 type Sweeps interface {
 	Request(ctx context.Context, cluster string) error
 	Confirm(ctx context.Context, cluster string) error
@@ -204,7 +204,14 @@ func (s *shardService) SetSlices(ctx context.Context, r *trestlev1.SetSlicesRequ
 		return nil, invalid("slices", "is %d; from 1 to %d are possible", r.GetSlices(), shard.MaxSlices)
 	}
 	c := coordinator.Command{Kind: coordinator.CommandSlices, Cluster: r.GetCluster(), Slices: int(r.GetSlices())}
-	return &trestlev1.SetSlicesResponse{}, s.do(ctx, r, c, func(state coordinator.State) error { return clusterExists(state, r.GetCluster()) })
+	response := &trestlev1.SetSlicesResponse{}
+	err := s.do(ctx, r, c, func(state coordinator.State) error {
+		if max(state.Clusters[r.GetCluster()].Slices, 1) != int(r.GetSlices()) {
+			response.Unpinned = pinnedOf(state, r.GetCluster(), time.Now())
+		}
+		return clusterExists(state, r.GetCluster())
+	})
+	return response, err
 }
 
 // ReleaseBrake lets shards move again after a loss of many replicas.
@@ -239,7 +246,7 @@ func (s *shardService) sweep(ctx context.Context, r described, cluster string, a
 	switch {
 	case errors.Is(err, sweep.ErrUnknownCluster):
 		err = &noRoundsError{clusterExists(state, cluster), err}
-	case err != nil && !errors.Is(err, sweep.ErrNotHeld):
+	case err != nil && !errors.Is(err, sweep.ErrNotHeld) && !errors.Is(err, sweep.ErrNotLeading):
 		err = &unledError{err}
 	}
 	return err

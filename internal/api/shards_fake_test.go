@@ -69,8 +69,14 @@ func (f *fakeFleet) commands() []coordinator.Command {
 	return slices.Clone(f.did)
 }
 
-func (f *fakeFleet) Plan() shard.Plan             { return f.plan }
-func (f *fakeFleet) Rank(shard.ID) []shard.Ranked { return f.ranked }
+func (f *fakeFleet) Plan() shard.Plan { return f.plan }
+func (f *fakeFleet) Ranks(ids []shard.ID) [][]shard.Ranked {
+	all := make([][]shard.Ranked, len(ids))
+	for i := range all {
+		all[i] = f.ranked
+	}
+	return all
+}
 
 // owned are shards that rest with their owner.
 func owned(ids ...shard.ID) []coordinator.ShardState {
@@ -176,15 +182,18 @@ type shardReplica struct {
 	conn   *grpc.ClientConn
 	fleet  *fakeFleet
 	sweeps *fakeSweeps
-	log    *logBuffer
-	stop   func()
+	// instances and rows are what there is to say of instances.
+	instances *fakeInstances
+	rows      *fakeRows
+	log       *logBuffer
+	stop      func()
 }
 
 func newShardReplica(t *testing.T, fleet *fakeFleet, change ...func(*api.Config)) *shardReplica {
 	t.Helper()
-	r := &shardReplica{T: t, fleet: fleet, sweeps: &fakeSweeps{}, log: &logBuffer{}}
+	r := &shardReplica{T: t, fleet: fleet, sweeps: &fakeSweeps{}, instances: &fakeInstances{}, rows: &fakeRows{}, log: &logBuffer{}}
 	cfg := api.Config{
-		Address: "127.0.0.1:0", Registry: broken{}, Registerer: newRegistry(), Fleet: fleet, Sweeps: r.sweeps, Incarnation: "a.1",
+		Address: "127.0.0.1:0", Registry: broken{}, Registerer: newRegistry(), Fleet: fleet, Sweeps: r.sweeps, Instances: r.instances, Rows: r.rows, Incarnation: "a.1",
 		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, c := range change {

@@ -11,12 +11,7 @@ import (
 	"github.com/trestle-bridge/trestle/shard"
 )
 
-const (
-	maxPage = 1000
-	// maxRanked is for how many shards of a cluster the order of preference is
-	// told: each asks for a look at all replicas and shards.
-	maxRanked = 16
-)
+const maxPage = 1000
 
 // ListShards lists the shards by id.
 func (s *shardService) ListShards(_ context.Context, r *trestlev1.ListShardsRequest) (*trestlev1.ListShardsResponse, error) {
@@ -135,17 +130,13 @@ func (s *shardService) ExplainCluster(_ context.Context, r *trestlev1.ExplainClu
 		Cluster: r.GetCluster(), Slices: int32(max(cut.Slices, 1)), Generation: cut.Generation,
 		Reslice: reslice(cut.Reslice), Fleet: convert.fleet(s.me),
 	}
+	var ids []shard.ID
 	for i := range state.Shards {
 		sh := &state.Shards[i]
 		if sh.ID.Cluster != r.GetCluster() {
 			continue
 		}
 		explained := &trestlev1.ExplainedShard{Shard: convert.shard(sh)}
-		if len(response.Shards) < maxRanked {
-			for _, ranked := range s.fleet.Rank(sh.ID) {
-				explained.Preferences = append(explained.Preferences, convert.preference(ranked))
-			}
-		}
 		for _, u := range plan.Unplaced {
 			if u.Shard == sh.ID {
 				explained.Unplaced = unplacedReason(u.Why)
@@ -157,6 +148,12 @@ func (s *shardService) ExplainCluster(_ context.Context, r *trestlev1.ExplainClu
 			}
 		}
 		response.Shards = append(response.Shards, explained)
+		ids = append(ids, sh.ID)
+	}
+	for i, ranks := range s.fleet.Ranks(ids) {
+		for _, ranked := range ranks {
+			response.Shards[i].Preferences = append(response.Shards[i].Preferences, convert.preference(ranked))
+		}
 	}
 	for _, p := range plan.Proposals {
 		if p.Cluster == r.GetCluster() {

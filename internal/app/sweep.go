@@ -194,7 +194,7 @@ func (f *fleet) ask(ctx context.Context, cluster string, confirm bool) error {
 	leader, address := f.coordinator.LeaderPeer()
 	switch {
 	case leader == "":
-		return errors.New("no replica leads at the moment; try again in some seconds")
+		return sweep.ErrNotLeading
 	case leader != f.me:
 		return f.peers.Sweep(ctx, address, cluster, confirm)
 	case confirm:

@@ -182,6 +182,7 @@ type Pipeline struct {
 	DedupEntries         int // instances remembered by a replica
 	MaxWaiting           int // instances that wait, in a replica
 	MaxWaitingPerCluster int
+	TraceBytes           settings.Bytes // for the last decisions on instances
 }
 
 // Upstream bounds what clusters send.
@@ -248,6 +249,9 @@ func Default() Config {
 			// another one that is not much smaller.
 			MaxWaiting:           200_000,
 			MaxWaitingPerCluster: 120_000,
+			// 96 bytes for each of as many instances as are remembered, and an
+			// eighth for those that no row knows.
+			TraceBytes: 27 * settings.MiB / 2,
 		},
 		Upstream: Upstream{
 			MaxUpdateBytes: 4 * settings.MiB,

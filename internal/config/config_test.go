@@ -197,6 +197,7 @@ func samples() map[string]sample {
 
 		"pipeline.lanes":                   whole(func(c *Config) any { return c.Pipeline.Lanes }, 2, 1, 256),
 		"pipeline.batchLimit":              whole(func(c *Config) any { return c.Pipeline.BatchLimit }, 500, 1, 10_000),
+		"pipeline.traceBytes":              bytesOf(func(c *Config) settings.Bytes { return c.Pipeline.TraceBytes }, 27*settings.MiB/2),
 		"pipeline.dedupEntries":            whole(func(c *Config) any { return c.Pipeline.DedupEntries }, 131072, 1, 100_000_000),
 		"pipeline.maxWaiting":              whole(func(c *Config) any { return c.Pipeline.MaxWaiting }, 200_000, 1, 100_000_000),
 		"pipeline.maxWaitingPerCluster":    whole(func(c *Config) any { return c.Pipeline.MaxWaitingPerCluster }, 120_000, 1, 100_000_000),

@@ -152,6 +152,8 @@ func keys(c *Config) []settings.Key {
 			Value: settings.Whole{To: &c.Pipeline.MaxWaiting, Min: 1, Max: 100_000_000}},
 		{Path: "pipeline.maxWaitingPerCluster", Usage: "instances of one cluster that may wait",
 			Value: settings.Whole{To: &c.Pipeline.MaxWaitingPerCluster, Min: 1, Max: 100_000_000}},
+		{Path: "pipeline.traceBytes", Env: "TRESTLE_PIPELINE_TRACE_BYTES", Usage: "size of what is remembered of decisions on instances",
+			Value: settings.Size{To: &c.Pipeline.TraceBytes, Min: 64 * settings.KiB, Max: 64 * settings.GiB}},
 		{Path: "upstream.maxUpdateBytes", Usage: "size of one update",
 			Value: settings.Size{To: &c.Upstream.MaxUpdateBytes, Min: 64 * settings.KiB, Max: settings.GiB}},
 		{Path: "upstream.maxSnapshotBytes", Usage: "size of one snapshot",

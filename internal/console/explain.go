@@ -149,10 +149,11 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 // addPlan adds what the planner thinks of the shards.
 func (s *Server) addPlan(out *explanation, c *converter, ids []shard.ID) {
 	plan := s.looks.fleet.Plan()
+	ranks := s.looks.fleet.Ranks(ids[:min(len(ids), maxRanked)])
 	for i, id := range ids {
 		of := &out.Shards[i]
-		if i < maxRanked {
-			ranked := s.looks.fleet.Rank(id)
+		if i < len(ranks) {
+			ranked := ranks[i]
 			for _, r := range ranked[:min(len(ranked), maxPreferences)] {
 				of.Preferences = append(of.Preferences, preference{
 					Replica: c.ref(r.Replica), Score: rounded(r.Score), Load: rounded(r.Load), Fair: rounded(r.Fair),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -63,8 +64,11 @@ func (f *fakeFleet) looked() int {
 	return f.looks
 }
 
-func (f *fakeFleet) Plan() shard.Plan             { return f.plan }
-func (f *fakeFleet) Rank(shard.ID) []shard.Ranked { return f.ranked }
+func (f *fakeFleet) Plan() shard.Plan { return f.plan }
+
+func (f *fakeFleet) Ranks(ids []shard.ID) [][]shard.Ranked {
+	return slices.Repeat([][]shard.Ranked{f.ranked}, len(ids))
+}
 
 // began is when all fleets of these tests began. They live in the present: the
 // page says how long ago things were.

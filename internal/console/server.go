@@ -33,7 +33,7 @@ var page embed.FS
 type Fleet interface {
 	State() (coordinator.State, <-chan struct{})
 	Plan() shard.Plan
-	Rank(id shard.ID) []shard.Ranked
+	Ranks(ids []shard.ID) [][]shard.Ranked
 }
 
 // Config is what a Server needs. All of it is required but for what says

@@ -33,6 +33,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/sweep"
+	"github.com/trestle-bridge/trestle/pipeline"
 	peerv1 "github.com/trestle-bridge/trestle/proto/trestle/peer/v1"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -44,6 +45,12 @@ type Replica interface {
 	CaughtUp(shards []shard.ID, since time.Time) (bool, error)
 	// Forget makes the shards of a cluster forget these instances.
 	Forget(cluster string, ids []status.InstanceID)
+	// Why tells what was decided of an instance, oldest first, and what waits.
+	Why(id status.InstanceID) ([]pipeline.Decided, []pipeline.Undecided)
+	// Retry tries what was refused of an instance again, and says whether its
+	// cluster still speaks of it. The error wraps pipeline.ErrCannotRetry when
+	// nothing was changed.
+	Retry(ctx context.Context, id shard.ID, instance status.InstanceID) (pipeline.Decided, bool, error)
 }
 
 // Rounds are those of the leader; the errors are sweep.ErrUnknownCluster and
@@ -195,6 +202,8 @@ func (s *service) Sweep(_ context.Context, r *peerv1.SweepRequest) (*peerv1.Swee
 	switch err := do(r.GetCluster()); {
 	case errors.Is(err, sweep.ErrUnknownCluster):
 		return nil, grpcstatus.Error(codes.NotFound, err.Error())
+	case errors.Is(err, sweep.ErrNotLeading):
+		return nil, grpcstatus.Error(codes.Aborted, err.Error())
 	case errors.Is(err, sweep.ErrNotHeld):
 		return nil, grpcstatus.Error(codes.FailedPrecondition, err.Error())
 	case err != nil:
@@ -267,10 +276,10 @@ func (p *Peers) client(address string) (peerv1.PeerServiceClient, error) {
 }
 
 // call makes one call to a replica.
-func (p *Peers) call(ctx context.Context, address, what string, do func(context.Context, peerv1.PeerServiceClient) error) error {
+func (p *Peers) call(ctx context.Context, address string, within time.Duration, what string, do func(context.Context, peerv1.PeerServiceClient) error) error {
 	client, err := p.client(address)
 	if err == nil {
-		limited, cancel := context.WithTimeout(ctx, callTimeout)
+		limited, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
 		err = do(limited, client)
 	}
@@ -287,7 +296,7 @@ func (p *Peers) CaughtUp(ctx context.Context, address string, shards []shard.ID)
 	for _, id := range shards {
 		request.Shards = append(request.Shards, id.String())
 	}
-	err = p.call(ctx, address, "whether it has caught up", func(ctx context.Context, c peerv1.PeerServiceClient) error {
+	err = p.call(ctx, address, callTimeout, "whether it has caught up", func(ctx context.Context, c peerv1.PeerServiceClient) error {
 		response, err := c.CaughtUp(ctx, request)
 		caughtUp = response.GetCaughtUp()
 		return err
@@ -305,7 +314,7 @@ func (p *Peers) Forget(ctx context.Context, address, cluster string, ids []statu
 		for i := range part {
 			request.InstanceIds = append(request.InstanceIds, part[i][:])
 		}
-		err := p.call(ctx, address, "to forget instances", func(ctx context.Context, c peerv1.PeerServiceClient) error {
+		err := p.call(ctx, address, callTimeout, "to forget instances", func(ctx context.Context, c peerv1.PeerServiceClient) error {
 			_, err := c.Forget(ctx, request)
 			return err
 		})
@@ -319,13 +328,15 @@ func (p *Peers) Forget(ctx context.Context, address, cluster string, ids []statu
 // Sweep asks the leader for a round of a cluster, or confirms what is held back.
 // The errors wrap sweep.ErrUnknownCluster and sweep.ErrNotHeld.
 func (p *Peers) Sweep(ctx context.Context, address, cluster string, confirm bool) error {
-	return p.call(ctx, address, "for a sweep of "+cluster, func(ctx context.Context, c peerv1.PeerServiceClient) error {
+	return p.call(ctx, address, callTimeout, "for a sweep of "+cluster, func(ctx context.Context, c peerv1.PeerServiceClient) error {
 		_, err := c.Sweep(ctx, &peerv1.SweepRequest{Cluster: cluster, Confirm: confirm})
 		switch grpcstatus.Code(err) {
 		case codes.NotFound:
 			return sweep.ErrUnknownCluster
 		case codes.FailedPrecondition:
 			return sweep.ErrNotHeld
+		case codes.Aborted:
+			return sweep.ErrNotLeading
 		}
 		return err
 	})

@@ -3,9 +3,11 @@ package peer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/sweep"
+	"github.com/trestle-bridge/trestle/pipeline"
+	"github.com/trestle-bridge/trestle/pipeline/trace"
 	peerv1 "github.com/trestle-bridge/trestle/proto/trestle/peer/v1"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -33,6 +37,9 @@ type replica struct {
 	ids     []status.InstanceID
 
 	requested, confirmed string
+
+	decided   []pipeline.Decided
+	undecided []pipeline.Undecided
 }
 
 func (r *replica) CaughtUp(shards []shard.ID, since time.Time) (bool, error) {
@@ -42,6 +49,19 @@ func (r *replica) CaughtUp(shards []shard.ID, since time.Time) (bool, error) {
 
 func (r *replica) Forget(cluster string, ids []status.InstanceID) {
 	r.cluster, r.ids = cluster, append(r.ids, ids...)
+}
+
+func (r *replica) Why(id status.InstanceID) ([]pipeline.Decided, []pipeline.Undecided) {
+	r.ids = append(r.ids, id)
+	return r.decided, r.undecided
+}
+
+func (r *replica) Retry(_ context.Context, id shard.ID, instance status.InstanceID) (pipeline.Decided, bool, error) {
+	r.shards, r.ids = []shard.ID{id}, append(r.ids, instance)
+	if len(r.decided) == 0 || r.err != nil {
+		return pipeline.Decided{}, false, r.err
+	}
+	return r.decided[0], true, nil
 }
 
 func (r *replica) Request(cluster string) error { r.requested = cluster; return r.err }
@@ -117,7 +137,7 @@ func TestSweep(t *testing.T) {
 	r := &replica{}
 	at, peers := serve(t, r)
 	for _, confirm := range []bool{false, true} {
-		for _, want := range []error{nil, sweep.ErrUnknownCluster, sweep.ErrNotHeld} {
+		for _, want := range []error{nil, sweep.ErrUnknownCluster, sweep.ErrNotHeld, sweep.ErrNotLeading} {
 			r.err = want
 			if err := peers.Sweep(t.Context(), at, "eu", confirm); !errors.Is(err, want) {
 				t.Errorf("%v, want %v", err, want)
@@ -196,5 +216,50 @@ func TestRefuses(t *testing.T) {
 	cancel()
 	if Refuses(over, at) {
 		t.Error("that there was no time is a refusal")
+	}
+}
+
+// What a replica remembers of an instance arrives as it is.
+func TestWhy(t *testing.T) {
+	at0 := time.Unix(1_700_000_000, 0).UTC()
+	r := &replica{
+		decided: []pipeline.Decided{
+			{Entry: trace.Entry{Decision: trace.Applied, At: at0, Updates: 3, Version: 1 << 63, Phase: status.PhaseRunning}, Shard: shard.Whole("od#d"), Epoch: 4},
+			{Entry: trace.Entry{Decision: trace.Stale, At: at0.Add(time.Second), Updates: 1, Version: 5, Stored: 7, KnowsStored: true}, Shard: shard.Slice("eu", 2, 4)},
+		},
+		undecided: []pipeline.Undecided{{Shard: shard.Whole("eu"), Epoch: 2, Version: 9, Updates: 2, Since: at0, Phase: status.PhaseStopping, InFlight: true}},
+	}
+	at, peers := serve(t, r)
+	id := status.InstanceID{1, 2, 3}
+	decided, undecided, err := peers.Why(t.Context(), at, id)
+	if err != nil || !slices.Equal(decided, r.decided) || !slices.Equal(undecided, r.undecided) {
+		t.Errorf("%+v, %+v, %v\nwant %+v, %+v", decided, undecided, err, r.decided, r.undecided)
+	}
+	if !slices.Equal(r.ids, []status.InstanceID{id}) {
+		t.Errorf("it was asked for %v", r.ids)
+	}
+}
+
+func TestRetry(t *testing.T) {
+	r := &replica{}
+	at, peers := serve(t, r)
+	id := status.InstanceID{1, 2, 3}
+	if d, heard, err := peers.Retry(t.Context(), at, shard.Slice("eu", 1, 2), id); err != nil || heard || d != (pipeline.Decided{}) {
+		t.Errorf("nothing heard: %+v, %v, %v", d, heard, err)
+	}
+	if !slices.Equal(r.shards, []shard.ID{shard.Slice("eu", 1, 2)}) || !slices.Equal(r.ids, []status.InstanceID{id}) {
+		t.Errorf("it was asked for %v of %v", r.ids, r.shards)
+	}
+	r.decided = []pipeline.Decided{{Entry: trace.Entry{Decision: trace.Quarantined, At: time.Unix(1, 0).UTC(), Updates: 1, Version: 3}, Shard: shard.Whole("eu"), Epoch: 4}}
+	if d, heard, err := peers.Retry(t.Context(), at, shard.Whole("eu"), id); err != nil || !heard || d != r.decided[0] {
+		t.Errorf("%+v, %v, %v", d, heard, err)
+	}
+	r.err = fmt.Errorf("%w: not heard", pipeline.ErrCannotRetry)
+	if _, _, err := peers.Retry(t.Context(), at, shard.Whole("eu"), id); !errors.Is(err, pipeline.ErrCannotRetry) || !strings.Contains(err.Error(), "not heard") {
+		t.Errorf("%v", err)
+	}
+	r.err = errors.New("something else")
+	if _, _, err := peers.Retry(t.Context(), at, shard.Whole("eu"), id); errors.Is(err, pipeline.ErrCannotRetry) || grpcstatus.Code(err) != codes.Internal {
+		t.Errorf("%v", err)
 	}
 }

@@ -114,6 +114,16 @@ func (r Rules) change(h Heard, s *wsman.WorkspaceStatus) *Change {
 	return c
 }
 
+// Phase is the last phase that the updates speak of; empty if none does.
+func (c *Change) Phase() Phase {
+	for _, step := range slices.Backward(c.steps) {
+		if step.Effect.Phase != "" {
+			return step.Effect.Phase
+		}
+	}
+	return ""
+}
+
 // Fold joins a later change of the same instance to c. It reports false, and
 // changes nothing, if next is stale: not above c, as it would be if the two
 // were written in turn.

@@ -121,3 +121,85 @@ func (s *Store) QuarantineCounts(ctx context.Context) (counts []QuarantineCount,
 	}
 	return counts, nil
 }
+
+// Quarantine, as operators look at it.
+
+// QuarantineFilter says which refused changes are meant; empty fields are all.
+type QuarantineFilter struct {
+	Cluster  string
+	Instance *status.InstanceID
+}
+
+// QuarantinedChange is a change in quarantine, and what its row has come to.
+type QuarantinedChange struct {
+	Poison
+	// First is when it was refused first.
+	First time.Time
+	// HasRow says that there is a row, which is at version Stored.
+	HasRow bool
+	Stored uint64
+}
+
+// Past says that the row is beyond the change: nothing is lacking.
+func (c *QuarantinedChange) Past() bool { return c.HasRow && c.Version > 0 && c.Stored > c.Version }
+
+const listQuarantineSQL = `
+SELECT q.instance_id, q.hash, q.cluster, q.kind, q.status_version, q.sqlstate, q.reason, q.first_seen, q.last_seen, q.times,
+       i.status_version, count(*) OVER ()
+FROM trestle_quarantine q
+LEFT JOIN workspace_instance i ON i.id = q.instance_id
+WHERE ($1 = '' OR q.cluster = $1) AND ($2::uuid IS NULL OR q.instance_id = $2)
+ORDER BY q.last_seen DESC, q.instance_id, q.hash
+LIMIT $3`
+
+// ListQuarantine gives changes that were refused, the last refused first, at
+// most limit, and how many there are.
+func (s *Store) ListQuarantine(ctx context.Context, f QuarantineFilter, limit int) (changes []QuarantinedChange, total int64, err error) {
+	defer s.metrics.done("list quarantine", time.Now(), &err)
+	var instance *[16]byte
+	if f.Instance != nil {
+		instance = (*[16]byte)(f.Instance)
+	}
+	rows, err := s.pool.Query(ctx, listQuarantineSQL, f.Cluster, instance, limit)
+	if err == nil {
+		changes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (QuarantinedChange, error) {
+			var c QuarantinedChange
+			var hash, version int64
+			var stored *int64
+			err := row.Scan((*[16]byte)(&c.Instance), &hash, &c.Cluster, &c.Kind, &version, &c.SQLState, &c.Reason,
+				&c.First, &c.At, &c.Times, &stored, &total)
+			c.Hash, c.Version, c.First, c.At = uint64(hash), fromStored(version), c.First.UTC(), c.At.UTC()
+			if stored != nil {
+				c.HasRow, c.Stored = true, fromStored(*stored)
+			}
+			return c, err
+		})
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("list the quarantine: %w", err)
+	}
+	return changes, total, nil
+}
+
+const dropQuarantineSQL = `
+DELETE FROM trestle_quarantine q
+USING unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS d (instance_id, hash, times)
+WHERE q.instance_id = d.instance_id AND q.hash = d.hash AND q.times = d.times`
+
+// DropQuarantine removes these changes, but for those that were refused again
+// since they were read, and says how many it removed.
+func (s *Store) DropQuarantine(ctx context.Context, changes []QuarantinedChange) (dropped int64, err error) {
+	if len(changes) == 0 {
+		return 0, nil
+	}
+	defer s.metrics.done("drop quarantine", time.Now(), &err)
+	ids, hashes, times := make([][16]byte, len(changes)), make([]int64, len(changes)), make([]int64, len(changes))
+	for i, c := range changes {
+		ids[i], hashes[i], times[i] = c.Instance, int64(c.Hash), c.Times
+	}
+	tag, err := s.pool.Exec(ctx, dropQuarantineSQL, ids, hashes, times)
+	if err != nil {
+		return 0, fmt.Errorf("drop %d changes from the quarantine: %w", len(changes), err)
+	}
+	return tag.RowsAffected(), nil
+}

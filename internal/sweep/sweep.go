@@ -190,6 +190,9 @@ var (
 	// ErrUnknownCluster is the error of a request for a cluster that has no
 	// rounds: it does not exist, or somebody else leads.
 	ErrUnknownCluster = errors.New("there are no rounds of this cluster here")
+	// ErrNotLeading is the error of whoever has no rounds because it does not
+	// lead; it has done nothing.
+	ErrNotLeading = errors.New("no replica leads at the moment, or the one that does has only just begun")
 	// ErrNotHeld is the error of a confirmation that nothing waits for.
 	ErrNotHeld = errors.New("the cluster is not held back")
 )
@@ -256,7 +259,8 @@ func (s *Sweeper) Run(ctx context.Context, fence shard.Fence) error {
 	return nil // ctx has ended; everything else was dealt with
 }
 
-// Request asks for a round of one cluster now. The error is ErrUnknownCluster.
+// Request asks for a round of one cluster now. The errors are
+// ErrUnknownCluster and ErrNotLeading.
 func (s *Sweeper) Request(cluster string) error {
 	w, err := s.watch(cluster)
 	if err != nil {
@@ -268,7 +272,7 @@ func (s *Sweeper) Request(cluster string) error {
 
 // Confirm says that the rows for which a cluster is held back are to be
 // stopped, those of its last look, and asks for a round of it. The errors are
-// ErrUnknownCluster and ErrNotHeld.
+// ErrUnknownCluster, ErrNotLeading and ErrNotHeld.
 func (s *Sweeper) Confirm(cluster string) error {
 	w, err := s.watch(cluster)
 	if err != nil {
@@ -295,7 +299,7 @@ func (s *Sweeper) watch(cluster string) (*watch, error) {
 	t := s.term
 	s.mu.Unlock()
 	if t == nil {
-		return nil, ErrUnknownCluster
+		return nil, ErrNotLeading
 	}
 	if w := t.find(cluster); w != nil {
 		return w, nil

@@ -136,6 +136,9 @@ type Client struct {
 	// for. Size 1: a newer one takes the place of one that nobody has taken
 	// up. Only the subscription loop sends.
 	established chan uint64
+	// refreshes carries wishes for a snapshot, each with where to say what came
+	// of it.
+	refreshes chan chan<- error
 	// asked says that somebody wants a snapshot; size 1, so that wishes coalesce
 	// and nobody blocks.
 	asked      chan struct{}
@@ -209,6 +212,7 @@ func New(cfg Config) (*Client, error) {
 		tls:         secured,
 		codec:       newCodec(),
 		established: make(chan uint64, 1),
+		refreshes:   make(chan chan<- error),
 		asked:       make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 	}, nil
@@ -232,6 +236,26 @@ func (c *Client) Run(ctx context.Context) error {
 // Synced is closed when all of a snapshot has been offered that was asked for
 // under a subscription that was still open at its end.
 func (c *Client) Synced() <-chan struct{} { return c.synced }
+
+// ErrDeaf is the error of a Refresh while no subscription is open.
+var ErrDeaf = errors.New("the cluster is not heard now")
+
+// Refresh takes a snapshot now and returns when all of it has been offered. It
+// waits for one that is being taken; Run must be running.
+func (c *Client) Refresh(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case c.refreshes <- done:
+	case <-ctx.Done():
+		return fmt.Errorf("take a snapshot of %s: %w", c.cfg.Cluster.URL, ctx.Err())
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("take a snapshot of %s: %w", c.cfg.Cluster.URL, ctx.Err())
+	}
+}
 
 // Ask asks for a snapshot as soon as one can be taken: after the one under way,
 // if there is one. Without a subscription it does nothing, for the next one

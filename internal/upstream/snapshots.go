@@ -43,6 +43,18 @@ func (c *Client) takeSnapshots(ctx context.Context, metrics *clusterMetrics) {
 			p.begin(time.Now())
 			timer.Reset(0)
 			continue
+		case done := <-c.refreshes:
+			if !c.State().Connected {
+				done <- fmt.Errorf("take a snapshot of %s: %w", c.cfg.Cluster.URL, ErrDeaf)
+				continue
+			}
+			wait, err := c.takeSnapshot(ctx, &p, metrics)
+			if err == nil {
+				err = ctx.Err()
+			}
+			done <- err
+			timer.Reset(wait)
+			continue
 		case <-c.asked:
 			if p.generation != 0 {
 				p.asked = true
@@ -58,7 +70,8 @@ func (c *Client) takeSnapshots(ctx context.Context, metrics *clusterMetrics) {
 		if p.taken > 0 && !c.State().Connected {
 			continue // the next subscription brings its own
 		}
-		timer.Reset(c.takeSnapshot(ctx, &p, metrics))
+		wait, _ := c.takeSnapshot(ctx, &p, metrics) // it is logged, and tried again
+		timer.Reset(wait)
 	}
 }
 
@@ -72,12 +85,12 @@ func (c *Client) lastSign() time.Time {
 
 // takeSnapshot takes one, and says how long to wait before asking the plan
 // again.
-func (c *Client) takeSnapshot(ctx context.Context, p *plan, metrics *clusterMetrics) time.Duration {
+func (c *Client) takeSnapshot(ctx context.Context, p *plan, metrics *clusterMetrics) (time.Duration, error) {
 	began, heard := time.Now(), c.heard.Load()
 	look := p.silence.look(heard, began.Sub(later(p.began, c.lastSign())) >= c.cfg.Timing.Silence/2)
 	read, err := c.snapshot(ctx, p.generation, &look, metrics)
 	if ctx.Err() != nil {
-		return 0
+		return 0, ctx.Err()
 	}
 	c.noteSnapshot(began, read, err)
 	if err != nil {
@@ -88,7 +101,7 @@ func (c *Client) takeSnapshot(ctx context.Context, p *plan, metrics *clusterMetr
 			c.log.Warn("snapshot failed", "error", err, "failures", p.failures, "retry_in", wait)
 		}
 		p.silence = silence{}
-		return wait
+		return wait, err
 	}
 	metrics.snapshot(began, read)
 	c.log.Debug("snapshot taken", "instances", read.entries, "bytes", read.bytes, "took", time.Since(began))
@@ -103,12 +116,12 @@ func (c *Client) takeSnapshot(ctx context.Context, p *plan, metrics *clusterMetr
 			c.end(errSilent)
 		}
 	case suspect:
-		return jitter(c.cfg.Timing.SecondLook)
+		return jitter(c.cfg.Timing.SecondLook), nil
 	}
 	if p.taken == 1 {
-		return jitter(c.cfg.Timing.SecondLook)
+		return jitter(c.cfg.Timing.SecondLook), nil
 	}
-	return p.spread(p.wait(time.Now(), c.lastSign()))
+	return p.spread(p.wait(time.Now(), c.lastSign())), nil
 }
 
 func later(a, b time.Time) time.Time {

@@ -526,7 +526,7 @@ type ExplainedShard struct {
 	Shard *Shard                 `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
 	// The living replicas, in the order in which the shard prefers them. The
 	// planner departs from it where one is full or drains, and where staying saves
-	// a move. Of clusters in very many slices only the first are told.
+	// a move.
 	Preferences []*Preference `protobuf:"bytes,2,rep,name=preferences,proto3" json:"preferences,omitempty"`
 	// Set when the planner finds no owner for it.
 	Unplaced UnplacedReason `protobuf:"varint,3,opt,name=unplaced,proto3,enum=trestle.v1.UnplacedReason" json:"unplaced,omitempty"`
@@ -1438,7 +1438,9 @@ func (x *SetSlicesRequest) GetValidFor() *durationpb.Duration {
 }
 
 type SetSlicesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shards whose pins end, as they are no more.
+	Unpinned      []string `protobuf:"bytes,1,rep,name=unpinned,proto3" json:"unpinned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1473,6 +1475,225 @@ func (*SetSlicesResponse) Descriptor() ([]byte, []int) {
 	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{24}
 }
 
+func (x *SetSlicesResponse) GetUnpinned() []string {
+	if x != nil {
+		return x.Unpinned
+	}
+	return nil
+}
+
+type ListSlicesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSlicesRequest) Reset() {
+	*x = ListSlicesRequest{}
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSlicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSlicesRequest) ProtoMessage() {}
+
+func (x *ListSlicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSlicesRequest.ProtoReflect.Descriptor instead.
+func (*ListSlicesRequest) Descriptor() ([]byte, []int) {
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{25}
+}
+
+type ListSlicesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cuts  []*Cut                 `protobuf:"bytes,1,rep,name=cuts,proto3" json:"cuts,omitempty"`
+	// The replica that answers is cut off from etcd: this may be old.
+	Detached      bool `protobuf:"varint,2,opt,name=detached,proto3" json:"detached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSlicesResponse) Reset() {
+	*x = ListSlicesResponse{}
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSlicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSlicesResponse) ProtoMessage() {}
+
+func (x *ListSlicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSlicesResponse.ProtoReflect.Descriptor instead.
+func (*ListSlicesResponse) Descriptor() ([]byte, []int) {
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListSlicesResponse) GetCuts() []*Cut {
+	if x != nil {
+		return x.Cuts
+	}
+	return nil
+}
+
+func (x *ListSlicesResponse) GetDetached() bool {
+	if x != nil {
+		return x.Detached
+	}
+	return false
+}
+
+// Cut is how a cluster is cut into slices.
+type Cut struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Slices  int32                  `protobuf:"varint,2,opt,name=slices,proto3" json:"slices,omitempty"`
+	// Counts the changes of slices.
+	Generation int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Absent unless that is being changed.
+	Reslice *Reslice `protobuf:"bytes,4,opt,name=reslice,proto3" json:"reslice,omitempty"`
+	// Who carries them, each once.
+	Owners []*ReplicaRef `protobuf:"bytes,5,rep,name=owners,proto3" json:"owners,omitempty"`
+	// The sums over the slices, as their owners measure them; see Shard.
+	Weight        float64 `protobuf:"fixed64,6,opt,name=weight,proto3" json:"weight,omitempty"`
+	Rate          float64 `protobuf:"fixed64,7,opt,name=rate,proto3" json:"rate,omitempty"`
+	LiveInstances int64   `protobuf:"varint,8,opt,name=live_instances,json=liveInstances,proto3" json:"live_instances,omitempty"`
+	// How many of the shards are pinned.
+	Pinned int32 `protobuf:"varint,9,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	// What the planner proposes; absent unless it does.
+	Proposal      *Proposal `protobuf:"bytes,10,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cut) Reset() {
+	*x = Cut{}
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cut) ProtoMessage() {}
+
+func (x *Cut) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cut.ProtoReflect.Descriptor instead.
+func (*Cut) Descriptor() ([]byte, []int) {
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Cut) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Cut) GetSlices() int32 {
+	if x != nil {
+		return x.Slices
+	}
+	return 0
+}
+
+func (x *Cut) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Cut) GetReslice() *Reslice {
+	if x != nil {
+		return x.Reslice
+	}
+	return nil
+}
+
+func (x *Cut) GetOwners() []*ReplicaRef {
+	if x != nil {
+		return x.Owners
+	}
+	return nil
+}
+
+func (x *Cut) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Cut) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Cut) GetLiveInstances() int64 {
+	if x != nil {
+		return x.LiveInstances
+	}
+	return 0
+}
+
+func (x *Cut) GetPinned() int32 {
+	if x != nil {
+		return x.Pinned
+	}
+	return 0
+}
+
+func (x *Cut) GetProposal() *Proposal {
+	if x != nil {
+		return x.Proposal
+	}
+	return nil
+}
+
 type ReleaseBrakeRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1485,7 +1706,7 @@ type ReleaseBrakeRequest struct {
 
 func (x *ReleaseBrakeRequest) Reset() {
 	*x = ReleaseBrakeRequest{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[25]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1718,7 @@ func (x *ReleaseBrakeRequest) String() string {
 func (*ReleaseBrakeRequest) ProtoMessage() {}
 
 func (x *ReleaseBrakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[25]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1731,7 @@ func (x *ReleaseBrakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseBrakeRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseBrakeRequest) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{25}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReleaseBrakeRequest) GetReason() string {
@@ -1542,7 +1763,7 @@ type ReleaseBrakeResponse struct {
 
 func (x *ReleaseBrakeResponse) Reset() {
 	*x = ReleaseBrakeResponse{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[26]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1775,7 @@ func (x *ReleaseBrakeResponse) String() string {
 func (*ReleaseBrakeResponse) ProtoMessage() {}
 
 func (x *ReleaseBrakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[26]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1788,7 @@ func (x *ReleaseBrakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseBrakeResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseBrakeResponse) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{26}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{29}
 }
 
 type ListCommandsRequest struct {
@@ -1578,7 +1799,7 @@ type ListCommandsRequest struct {
 
 func (x *ListCommandsRequest) Reset() {
 	*x = ListCommandsRequest{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[27]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1811,7 @@ func (x *ListCommandsRequest) String() string {
 func (*ListCommandsRequest) ProtoMessage() {}
 
 func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[27]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1824,7 @@ func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsRequest.ProtoReflect.Descriptor instead.
 func (*ListCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{27}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{30}
 }
 
 type ListCommandsResponse struct {
@@ -1617,7 +1838,7 @@ type ListCommandsResponse struct {
 
 func (x *ListCommandsResponse) Reset() {
 	*x = ListCommandsResponse{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[28]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1850,7 @@ func (x *ListCommandsResponse) String() string {
 func (*ListCommandsResponse) ProtoMessage() {}
 
 func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[28]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1863,7 @@ func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsResponse.ProtoReflect.Descriptor instead.
 func (*ListCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{28}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListCommandsResponse) GetCommands() []*Command {
@@ -1670,7 +1891,7 @@ type RequestSweepRequest struct {
 
 func (x *RequestSweepRequest) Reset() {
 	*x = RequestSweepRequest{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[29]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1903,7 @@ func (x *RequestSweepRequest) String() string {
 func (*RequestSweepRequest) ProtoMessage() {}
 
 func (x *RequestSweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[29]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1916,7 @@ func (x *RequestSweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestSweepRequest.ProtoReflect.Descriptor instead.
 func (*RequestSweepRequest) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{29}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RequestSweepRequest) GetCluster() string {
@@ -1727,7 +1948,7 @@ type RequestSweepResponse struct {
 
 func (x *RequestSweepResponse) Reset() {
 	*x = RequestSweepResponse{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[30]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1960,7 @@ func (x *RequestSweepResponse) String() string {
 func (*RequestSweepResponse) ProtoMessage() {}
 
 func (x *RequestSweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[30]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1973,7 @@ func (x *RequestSweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestSweepResponse.ProtoReflect.Descriptor instead.
 func (*RequestSweepResponse) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{30}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{33}
 }
 
 type ConfirmSweepRequest struct {
@@ -1766,7 +1987,7 @@ type ConfirmSweepRequest struct {
 
 func (x *ConfirmSweepRequest) Reset() {
 	*x = ConfirmSweepRequest{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[31]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1999,7 @@ func (x *ConfirmSweepRequest) String() string {
 func (*ConfirmSweepRequest) ProtoMessage() {}
 
 func (x *ConfirmSweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[31]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2012,7 @@ func (x *ConfirmSweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmSweepRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmSweepRequest) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{31}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ConfirmSweepRequest) GetCluster() string {
@@ -1823,7 +2044,7 @@ type ConfirmSweepResponse struct {
 
 func (x *ConfirmSweepResponse) Reset() {
 	*x = ConfirmSweepResponse{}
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[32]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +2056,7 @@ func (x *ConfirmSweepResponse) String() string {
 func (*ConfirmSweepResponse) ProtoMessage() {}
 
 func (x *ConfirmSweepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trestle_v1_shard_service_proto_msgTypes[32]
+	mi := &file_trestle_v1_shard_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +2069,7 @@ func (x *ConfirmSweepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmSweepResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmSweepResponse) Descriptor() ([]byte, []int) {
-	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{32}
+	return file_trestle_v1_shard_service_proto_rawDescGZIP(), []int{35}
 }
 
 var File_trestle_v1_shard_service_proto protoreflect.FileDescriptor
@@ -1950,8 +2171,27 @@ const file_trestle_v1_shard_service_proto_rawDesc = "" +
 	"\x06slices\x18\x02 \x01(\x05R\x06slices\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06author\x18\x04 \x01(\tR\x06author\x126\n" +
-	"\tvalid_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\"\x13\n" +
-	"\x11SetSlicesResponse\"}\n" +
+	"\tvalid_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\"/\n" +
+	"\x11SetSlicesResponse\x12\x1a\n" +
+	"\bunpinned\x18\x01 \x03(\tR\bunpinned\"\x13\n" +
+	"\x11ListSlicesRequest\"U\n" +
+	"\x12ListSlicesResponse\x12#\n" +
+	"\x04cuts\x18\x01 \x03(\v2\x0f.trestle.v1.CutR\x04cuts\x12\x1a\n" +
+	"\bdetached\x18\x02 \x01(\bR\bdetached\"\xd3\x02\n" +
+	"\x03Cut\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06slices\x18\x02 \x01(\x05R\x06slices\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x03R\n" +
+	"generation\x12-\n" +
+	"\areslice\x18\x04 \x01(\v2\x13.trestle.v1.ResliceR\areslice\x12.\n" +
+	"\x06owners\x18\x05 \x03(\v2\x16.trestle.v1.ReplicaRefR\x06owners\x12\x16\n" +
+	"\x06weight\x18\x06 \x01(\x01R\x06weight\x12\x12\n" +
+	"\x04rate\x18\a \x01(\x01R\x04rate\x12%\n" +
+	"\x0elive_instances\x18\b \x01(\x03R\rliveInstances\x12\x16\n" +
+	"\x06pinned\x18\t \x01(\x05R\x06pinned\x120\n" +
+	"\bproposal\x18\n" +
+	" \x01(\v2\x14.trestle.v1.ProposalR\bproposal\"}\n" +
 	"\x13ReleaseBrakeRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06author\x18\x02 \x01(\tR\x06author\x126\n" +
@@ -1970,7 +2210,8 @@ const file_trestle_v1_shard_service_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06author\x18\x03 \x01(\tR\x06author\"\x16\n" +
-	"\x14ConfirmSweepResponse2\xef\t\n" +
+	"\x14ConfirmSweepResponse2\xbc\n" +
+	"\n" +
 	"\fShardService\x12K\n" +
 	"\n" +
 	"ListShards\x12\x1d.trestle.v1.ListShardsRequest\x1a\x1e.trestle.v1.ListShardsResponse\x12P\n" +
@@ -1983,7 +2224,9 @@ const file_trestle_v1_shard_service_proto_rawDesc = "" +
 	"\fDrainReplica\x12\x1f.trestle.v1.DrainReplicaRequest\x1a .trestle.v1.DrainReplicaResponse\x12W\n" +
 	"\x0eUndrainReplica\x12!.trestle.v1.UndrainReplicaRequest\x1a\".trestle.v1.UndrainReplicaResponse\x12?\n" +
 	"\x06Freeze\x12\x19.trestle.v1.FreezeRequest\x1a\x1a.trestle.v1.FreezeResponse\x12E\n" +
-	"\bUnfreeze\x12\x1b.trestle.v1.UnfreezeRequest\x1a\x1c.trestle.v1.UnfreezeResponse\x12H\n" +
+	"\bUnfreeze\x12\x1b.trestle.v1.UnfreezeRequest\x1a\x1c.trestle.v1.UnfreezeResponse\x12K\n" +
+	"\n" +
+	"ListSlices\x12\x1d.trestle.v1.ListSlicesRequest\x1a\x1e.trestle.v1.ListSlicesResponse\x12H\n" +
 	"\tSetSlices\x12\x1c.trestle.v1.SetSlicesRequest\x1a\x1d.trestle.v1.SetSlicesResponse\x12Q\n" +
 	"\fReleaseBrake\x12\x1f.trestle.v1.ReleaseBrakeRequest\x1a .trestle.v1.ReleaseBrakeResponse\x12Q\n" +
 	"\fListCommands\x12\x1f.trestle.v1.ListCommandsRequest\x1a .trestle.v1.ListCommandsResponse\x12Q\n" +
@@ -2002,7 +2245,7 @@ func file_trestle_v1_shard_service_proto_rawDescGZIP() []byte {
 	return file_trestle_v1_shard_service_proto_rawDescData
 }
 
-var file_trestle_v1_shard_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_trestle_v1_shard_service_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_trestle_v1_shard_service_proto_goTypes = []any{
 	(*ListShardsRequest)(nil),      // 0: trestle.v1.ListShardsRequest
 	(*ListShardsResponse)(nil),     // 1: trestle.v1.ListShardsResponse
@@ -2029,96 +2272,105 @@ var file_trestle_v1_shard_service_proto_goTypes = []any{
 	(*UnfreezeResponse)(nil),       // 22: trestle.v1.UnfreezeResponse
 	(*SetSlicesRequest)(nil),       // 23: trestle.v1.SetSlicesRequest
 	(*SetSlicesResponse)(nil),      // 24: trestle.v1.SetSlicesResponse
-	(*ReleaseBrakeRequest)(nil),    // 25: trestle.v1.ReleaseBrakeRequest
-	(*ReleaseBrakeResponse)(nil),   // 26: trestle.v1.ReleaseBrakeResponse
-	(*ListCommandsRequest)(nil),    // 27: trestle.v1.ListCommandsRequest
-	(*ListCommandsResponse)(nil),   // 28: trestle.v1.ListCommandsResponse
-	(*RequestSweepRequest)(nil),    // 29: trestle.v1.RequestSweepRequest
-	(*RequestSweepResponse)(nil),   // 30: trestle.v1.RequestSweepResponse
-	(*ConfirmSweepRequest)(nil),    // 31: trestle.v1.ConfirmSweepRequest
-	(*ConfirmSweepResponse)(nil),   // 32: trestle.v1.ConfirmSweepResponse
-	(*Shard)(nil),                  // 33: trestle.v1.Shard
-	(*Replica)(nil),                // 34: trestle.v1.Replica
-	(*Fleet)(nil),                  // 35: trestle.v1.Fleet
-	(*Drain)(nil),                  // 36: trestle.v1.Drain
-	(*Reslice)(nil),                // 37: trestle.v1.Reslice
-	(*Proposal)(nil),               // 38: trestle.v1.Proposal
-	(*Preference)(nil),             // 39: trestle.v1.Preference
-	(UnplacedReason)(0),            // 40: trestle.v1.UnplacedReason
-	(*PlannedMove)(nil),            // 41: trestle.v1.PlannedMove
-	(*Unplaced)(nil),               // 42: trestle.v1.Unplaced
-	(*ReplicaRef)(nil),             // 43: trestle.v1.ReplicaRef
-	(*Imbalance)(nil),              // 44: trestle.v1.Imbalance
-	(*durationpb.Duration)(nil),    // 45: google.protobuf.Duration
-	(*Command)(nil),                // 46: trestle.v1.Command
+	(*ListSlicesRequest)(nil),      // 25: trestle.v1.ListSlicesRequest
+	(*ListSlicesResponse)(nil),     // 26: trestle.v1.ListSlicesResponse
+	(*Cut)(nil),                    // 27: trestle.v1.Cut
+	(*ReleaseBrakeRequest)(nil),    // 28: trestle.v1.ReleaseBrakeRequest
+	(*ReleaseBrakeResponse)(nil),   // 29: trestle.v1.ReleaseBrakeResponse
+	(*ListCommandsRequest)(nil),    // 30: trestle.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),   // 31: trestle.v1.ListCommandsResponse
+	(*RequestSweepRequest)(nil),    // 32: trestle.v1.RequestSweepRequest
+	(*RequestSweepResponse)(nil),   // 33: trestle.v1.RequestSweepResponse
+	(*ConfirmSweepRequest)(nil),    // 34: trestle.v1.ConfirmSweepRequest
+	(*ConfirmSweepResponse)(nil),   // 35: trestle.v1.ConfirmSweepResponse
+	(*Shard)(nil),                  // 36: trestle.v1.Shard
+	(*Replica)(nil),                // 37: trestle.v1.Replica
+	(*Fleet)(nil),                  // 38: trestle.v1.Fleet
+	(*Drain)(nil),                  // 39: trestle.v1.Drain
+	(*Reslice)(nil),                // 40: trestle.v1.Reslice
+	(*Proposal)(nil),               // 41: trestle.v1.Proposal
+	(*Preference)(nil),             // 42: trestle.v1.Preference
+	(UnplacedReason)(0),            // 43: trestle.v1.UnplacedReason
+	(*PlannedMove)(nil),            // 44: trestle.v1.PlannedMove
+	(*Unplaced)(nil),               // 45: trestle.v1.Unplaced
+	(*ReplicaRef)(nil),             // 46: trestle.v1.ReplicaRef
+	(*Imbalance)(nil),              // 47: trestle.v1.Imbalance
+	(*durationpb.Duration)(nil),    // 48: google.protobuf.Duration
+	(*Command)(nil),                // 49: trestle.v1.Command
 }
 var file_trestle_v1_shard_service_proto_depIdxs = []int32{
-	33, // 0: trestle.v1.ListShardsResponse.shards:type_name -> trestle.v1.Shard
-	33, // 1: trestle.v1.WatchShardsResponse.shards:type_name -> trestle.v1.Shard
-	34, // 2: trestle.v1.ListReplicasResponse.replicas:type_name -> trestle.v1.Replica
-	35, // 3: trestle.v1.ListReplicasResponse.fleet:type_name -> trestle.v1.Fleet
-	36, // 4: trestle.v1.ListReplicasResponse.other_drains:type_name -> trestle.v1.Drain
-	37, // 5: trestle.v1.ExplainClusterResponse.reslice:type_name -> trestle.v1.Reslice
+	36, // 0: trestle.v1.ListShardsResponse.shards:type_name -> trestle.v1.Shard
+	36, // 1: trestle.v1.WatchShardsResponse.shards:type_name -> trestle.v1.Shard
+	37, // 2: trestle.v1.ListReplicasResponse.replicas:type_name -> trestle.v1.Replica
+	38, // 3: trestle.v1.ListReplicasResponse.fleet:type_name -> trestle.v1.Fleet
+	39, // 4: trestle.v1.ListReplicasResponse.other_drains:type_name -> trestle.v1.Drain
+	40, // 5: trestle.v1.ExplainClusterResponse.reslice:type_name -> trestle.v1.Reslice
 	8,  // 6: trestle.v1.ExplainClusterResponse.shards:type_name -> trestle.v1.ExplainedShard
-	38, // 7: trestle.v1.ExplainClusterResponse.proposals:type_name -> trestle.v1.Proposal
-	35, // 8: trestle.v1.ExplainClusterResponse.fleet:type_name -> trestle.v1.Fleet
-	33, // 9: trestle.v1.ExplainedShard.shard:type_name -> trestle.v1.Shard
-	39, // 10: trestle.v1.ExplainedShard.preferences:type_name -> trestle.v1.Preference
-	40, // 11: trestle.v1.ExplainedShard.unplaced:type_name -> trestle.v1.UnplacedReason
-	41, // 12: trestle.v1.ExplainedShard.planned:type_name -> trestle.v1.PlannedMove
-	41, // 13: trestle.v1.PlanRebalanceResponse.moves:type_name -> trestle.v1.PlannedMove
-	42, // 14: trestle.v1.PlanRebalanceResponse.unplaced:type_name -> trestle.v1.Unplaced
-	43, // 15: trestle.v1.PlanRebalanceResponse.overloaded:type_name -> trestle.v1.ReplicaRef
-	38, // 16: trestle.v1.PlanRebalanceResponse.proposals:type_name -> trestle.v1.Proposal
-	44, // 17: trestle.v1.PlanRebalanceResponse.before:type_name -> trestle.v1.Imbalance
-	44, // 18: trestle.v1.PlanRebalanceResponse.after:type_name -> trestle.v1.Imbalance
-	35, // 19: trestle.v1.PlanRebalanceResponse.fleet:type_name -> trestle.v1.Fleet
-	45, // 20: trestle.v1.PinRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 21: trestle.v1.UnpinRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 22: trestle.v1.DrainReplicaRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 23: trestle.v1.UndrainReplicaRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 24: trestle.v1.FreezeRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 25: trestle.v1.UnfreezeRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 26: trestle.v1.SetSlicesRequest.valid_for:type_name -> google.protobuf.Duration
-	45, // 27: trestle.v1.ReleaseBrakeRequest.valid_for:type_name -> google.protobuf.Duration
-	46, // 28: trestle.v1.ListCommandsResponse.commands:type_name -> trestle.v1.Command
-	0,  // 29: trestle.v1.ShardService.ListShards:input_type -> trestle.v1.ListShardsRequest
-	2,  // 30: trestle.v1.ShardService.WatchShards:input_type -> trestle.v1.WatchShardsRequest
-	4,  // 31: trestle.v1.ShardService.ListReplicas:input_type -> trestle.v1.ListReplicasRequest
-	6,  // 32: trestle.v1.ShardService.ExplainCluster:input_type -> trestle.v1.ExplainClusterRequest
-	9,  // 33: trestle.v1.ShardService.PlanRebalance:input_type -> trestle.v1.PlanRebalanceRequest
-	11, // 34: trestle.v1.ShardService.Pin:input_type -> trestle.v1.PinRequest
-	13, // 35: trestle.v1.ShardService.Unpin:input_type -> trestle.v1.UnpinRequest
-	15, // 36: trestle.v1.ShardService.DrainReplica:input_type -> trestle.v1.DrainReplicaRequest
-	17, // 37: trestle.v1.ShardService.UndrainReplica:input_type -> trestle.v1.UndrainReplicaRequest
-	19, // 38: trestle.v1.ShardService.Freeze:input_type -> trestle.v1.FreezeRequest
-	21, // 39: trestle.v1.ShardService.Unfreeze:input_type -> trestle.v1.UnfreezeRequest
-	23, // 40: trestle.v1.ShardService.SetSlices:input_type -> trestle.v1.SetSlicesRequest
-	25, // 41: trestle.v1.ShardService.ReleaseBrake:input_type -> trestle.v1.ReleaseBrakeRequest
-	27, // 42: trestle.v1.ShardService.ListCommands:input_type -> trestle.v1.ListCommandsRequest
-	29, // 43: trestle.v1.ShardService.RequestSweep:input_type -> trestle.v1.RequestSweepRequest
-	31, // 44: trestle.v1.ShardService.ConfirmSweep:input_type -> trestle.v1.ConfirmSweepRequest
-	1,  // 45: trestle.v1.ShardService.ListShards:output_type -> trestle.v1.ListShardsResponse
-	3,  // 46: trestle.v1.ShardService.WatchShards:output_type -> trestle.v1.WatchShardsResponse
-	5,  // 47: trestle.v1.ShardService.ListReplicas:output_type -> trestle.v1.ListReplicasResponse
-	7,  // 48: trestle.v1.ShardService.ExplainCluster:output_type -> trestle.v1.ExplainClusterResponse
-	10, // 49: trestle.v1.ShardService.PlanRebalance:output_type -> trestle.v1.PlanRebalanceResponse
-	12, // 50: trestle.v1.ShardService.Pin:output_type -> trestle.v1.PinResponse
-	14, // 51: trestle.v1.ShardService.Unpin:output_type -> trestle.v1.UnpinResponse
-	16, // 52: trestle.v1.ShardService.DrainReplica:output_type -> trestle.v1.DrainReplicaResponse
-	18, // 53: trestle.v1.ShardService.UndrainReplica:output_type -> trestle.v1.UndrainReplicaResponse
-	20, // 54: trestle.v1.ShardService.Freeze:output_type -> trestle.v1.FreezeResponse
-	22, // 55: trestle.v1.ShardService.Unfreeze:output_type -> trestle.v1.UnfreezeResponse
-	24, // 56: trestle.v1.ShardService.SetSlices:output_type -> trestle.v1.SetSlicesResponse
-	26, // 57: trestle.v1.ShardService.ReleaseBrake:output_type -> trestle.v1.ReleaseBrakeResponse
-	28, // 58: trestle.v1.ShardService.ListCommands:output_type -> trestle.v1.ListCommandsResponse
-	30, // 59: trestle.v1.ShardService.RequestSweep:output_type -> trestle.v1.RequestSweepResponse
-	32, // 60: trestle.v1.ShardService.ConfirmSweep:output_type -> trestle.v1.ConfirmSweepResponse
-	45, // [45:61] is the sub-list for method output_type
-	29, // [29:45] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	41, // 7: trestle.v1.ExplainClusterResponse.proposals:type_name -> trestle.v1.Proposal
+	38, // 8: trestle.v1.ExplainClusterResponse.fleet:type_name -> trestle.v1.Fleet
+	36, // 9: trestle.v1.ExplainedShard.shard:type_name -> trestle.v1.Shard
+	42, // 10: trestle.v1.ExplainedShard.preferences:type_name -> trestle.v1.Preference
+	43, // 11: trestle.v1.ExplainedShard.unplaced:type_name -> trestle.v1.UnplacedReason
+	44, // 12: trestle.v1.ExplainedShard.planned:type_name -> trestle.v1.PlannedMove
+	44, // 13: trestle.v1.PlanRebalanceResponse.moves:type_name -> trestle.v1.PlannedMove
+	45, // 14: trestle.v1.PlanRebalanceResponse.unplaced:type_name -> trestle.v1.Unplaced
+	46, // 15: trestle.v1.PlanRebalanceResponse.overloaded:type_name -> trestle.v1.ReplicaRef
+	41, // 16: trestle.v1.PlanRebalanceResponse.proposals:type_name -> trestle.v1.Proposal
+	47, // 17: trestle.v1.PlanRebalanceResponse.before:type_name -> trestle.v1.Imbalance
+	47, // 18: trestle.v1.PlanRebalanceResponse.after:type_name -> trestle.v1.Imbalance
+	38, // 19: trestle.v1.PlanRebalanceResponse.fleet:type_name -> trestle.v1.Fleet
+	48, // 20: trestle.v1.PinRequest.valid_for:type_name -> google.protobuf.Duration
+	48, // 21: trestle.v1.UnpinRequest.valid_for:type_name -> google.protobuf.Duration
+	48, // 22: trestle.v1.DrainReplicaRequest.valid_for:type_name -> google.protobuf.Duration
+	48, // 23: trestle.v1.UndrainReplicaRequest.valid_for:type_name -> google.protobuf.Duration
+	48, // 24: trestle.v1.FreezeRequest.valid_for:type_name -> google.protobuf.Duration
+	48, // 25: trestle.v1.UnfreezeRequest.valid_for:type_name -> google.protobuf.Duration
+	48, // 26: trestle.v1.SetSlicesRequest.valid_for:type_name -> google.protobuf.Duration
+	27, // 27: trestle.v1.ListSlicesResponse.cuts:type_name -> trestle.v1.Cut
+	40, // 28: trestle.v1.Cut.reslice:type_name -> trestle.v1.Reslice
+	46, // 29: trestle.v1.Cut.owners:type_name -> trestle.v1.ReplicaRef
+	41, // 30: trestle.v1.Cut.proposal:type_name -> trestle.v1.Proposal
+	48, // 31: trestle.v1.ReleaseBrakeRequest.valid_for:type_name -> google.protobuf.Duration
+	49, // 32: trestle.v1.ListCommandsResponse.commands:type_name -> trestle.v1.Command
+	0,  // 33: trestle.v1.ShardService.ListShards:input_type -> trestle.v1.ListShardsRequest
+	2,  // 34: trestle.v1.ShardService.WatchShards:input_type -> trestle.v1.WatchShardsRequest
+	4,  // 35: trestle.v1.ShardService.ListReplicas:input_type -> trestle.v1.ListReplicasRequest
+	6,  // 36: trestle.v1.ShardService.ExplainCluster:input_type -> trestle.v1.ExplainClusterRequest
+	9,  // 37: trestle.v1.ShardService.PlanRebalance:input_type -> trestle.v1.PlanRebalanceRequest
+	11, // 38: trestle.v1.ShardService.Pin:input_type -> trestle.v1.PinRequest
+	13, // 39: trestle.v1.ShardService.Unpin:input_type -> trestle.v1.UnpinRequest
+	15, // 40: trestle.v1.ShardService.DrainReplica:input_type -> trestle.v1.DrainReplicaRequest
+	17, // 41: trestle.v1.ShardService.UndrainReplica:input_type -> trestle.v1.UndrainReplicaRequest
+	19, // 42: trestle.v1.ShardService.Freeze:input_type -> trestle.v1.FreezeRequest
+	21, // 43: trestle.v1.ShardService.Unfreeze:input_type -> trestle.v1.UnfreezeRequest
+	25, // 44: trestle.v1.ShardService.ListSlices:input_type -> trestle.v1.ListSlicesRequest
+	23, // 45: trestle.v1.ShardService.SetSlices:input_type -> trestle.v1.SetSlicesRequest
+	28, // 46: trestle.v1.ShardService.ReleaseBrake:input_type -> trestle.v1.ReleaseBrakeRequest
+	30, // 47: trestle.v1.ShardService.ListCommands:input_type -> trestle.v1.ListCommandsRequest
+	32, // 48: trestle.v1.ShardService.RequestSweep:input_type -> trestle.v1.RequestSweepRequest
+	34, // 49: trestle.v1.ShardService.ConfirmSweep:input_type -> trestle.v1.ConfirmSweepRequest
+	1,  // 50: trestle.v1.ShardService.ListShards:output_type -> trestle.v1.ListShardsResponse
+	3,  // 51: trestle.v1.ShardService.WatchShards:output_type -> trestle.v1.WatchShardsResponse
+	5,  // 52: trestle.v1.ShardService.ListReplicas:output_type -> trestle.v1.ListReplicasResponse
+	7,  // 53: trestle.v1.ShardService.ExplainCluster:output_type -> trestle.v1.ExplainClusterResponse
+	10, // 54: trestle.v1.ShardService.PlanRebalance:output_type -> trestle.v1.PlanRebalanceResponse
+	12, // 55: trestle.v1.ShardService.Pin:output_type -> trestle.v1.PinResponse
+	14, // 56: trestle.v1.ShardService.Unpin:output_type -> trestle.v1.UnpinResponse
+	16, // 57: trestle.v1.ShardService.DrainReplica:output_type -> trestle.v1.DrainReplicaResponse
+	18, // 58: trestle.v1.ShardService.UndrainReplica:output_type -> trestle.v1.UndrainReplicaResponse
+	20, // 59: trestle.v1.ShardService.Freeze:output_type -> trestle.v1.FreezeResponse
+	22, // 60: trestle.v1.ShardService.Unfreeze:output_type -> trestle.v1.UnfreezeResponse
+	26, // 61: trestle.v1.ShardService.ListSlices:output_type -> trestle.v1.ListSlicesResponse
+	24, // 62: trestle.v1.ShardService.SetSlices:output_type -> trestle.v1.SetSlicesResponse
+	29, // 63: trestle.v1.ShardService.ReleaseBrake:output_type -> trestle.v1.ReleaseBrakeResponse
+	31, // 64: trestle.v1.ShardService.ListCommands:output_type -> trestle.v1.ListCommandsResponse
+	33, // 65: trestle.v1.ShardService.RequestSweep:output_type -> trestle.v1.RequestSweepResponse
+	35, // 66: trestle.v1.ShardService.ConfirmSweep:output_type -> trestle.v1.ConfirmSweepResponse
+	50, // [50:67] is the sub-list for method output_type
+	33, // [33:50] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_trestle_v1_shard_service_proto_init() }
@@ -2133,7 +2385,7 @@ func file_trestle_v1_shard_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trestle_v1_shard_service_proto_rawDesc), len(file_trestle_v1_shard_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

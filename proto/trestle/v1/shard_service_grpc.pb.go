@@ -32,6 +32,7 @@ const (
 	ShardService_UndrainReplica_FullMethodName = "/trestle.v1.ShardService/UndrainReplica"
 	ShardService_Freeze_FullMethodName         = "/trestle.v1.ShardService/Freeze"
 	ShardService_Unfreeze_FullMethodName       = "/trestle.v1.ShardService/Unfreeze"
+	ShardService_ListSlices_FullMethodName     = "/trestle.v1.ShardService/ListSlices"
 	ShardService_SetSlices_FullMethodName      = "/trestle.v1.ShardService/SetSlices"
 	ShardService_ReleaseBrake_FullMethodName   = "/trestle.v1.ShardService/ReleaseBrake"
 	ShardService_ListCommands_FullMethodName   = "/trestle.v1.ShardService/ListCommands"
@@ -92,8 +93,11 @@ type ShardServiceClient interface {
 	Freeze(ctx context.Context, in *FreezeRequest, opts ...grpc.CallOption) (*FreezeResponse, error)
 	// Unfreeze takes that back.
 	Unfreeze(ctx context.Context, in *UnfreezeRequest, opts ...grpc.CallOption) (*UnfreezeResponse, error)
+	// ListSlices lists the clusters by name, and into how many slices each is cut.
+	ListSlices(ctx context.Context, in *ListSlicesRequest, opts ...grpc.CallOption) (*ListSlicesResponse, error)
 	// SetSlices cuts a cluster into another number of slices. The whole cluster
-	// moves: nobody writes it for some seconds.
+	// moves: nobody writes it for some seconds. Pins of the old shards end with
+	// them; the answer names them.
 	SetSlices(ctx context.Context, in *SetSlicesRequest, opts ...grpc.CallOption) (*SetSlicesResponse, error)
 	// ReleaseBrake lets shards move again after a loss of many replicas.
 	ReleaseBrake(ctx context.Context, in *ReleaseBrakeRequest, opts ...grpc.CallOption) (*ReleaseBrakeResponse, error)
@@ -235,6 +239,16 @@ func (c *shardServiceClient) Unfreeze(ctx context.Context, in *UnfreezeRequest, 
 	return out, nil
 }
 
+func (c *shardServiceClient) ListSlices(ctx context.Context, in *ListSlicesRequest, opts ...grpc.CallOption) (*ListSlicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSlicesResponse)
+	err := c.cc.Invoke(ctx, ShardService_ListSlices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *shardServiceClient) SetSlices(ctx context.Context, in *SetSlicesRequest, opts ...grpc.CallOption) (*SetSlicesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SetSlicesResponse)
@@ -338,8 +352,11 @@ type ShardServiceServer interface {
 	Freeze(context.Context, *FreezeRequest) (*FreezeResponse, error)
 	// Unfreeze takes that back.
 	Unfreeze(context.Context, *UnfreezeRequest) (*UnfreezeResponse, error)
+	// ListSlices lists the clusters by name, and into how many slices each is cut.
+	ListSlices(context.Context, *ListSlicesRequest) (*ListSlicesResponse, error)
 	// SetSlices cuts a cluster into another number of slices. The whole cluster
-	// moves: nobody writes it for some seconds.
+	// moves: nobody writes it for some seconds. Pins of the old shards end with
+	// them; the answer names them.
 	SetSlices(context.Context, *SetSlicesRequest) (*SetSlicesResponse, error)
 	// ReleaseBrake lets shards move again after a loss of many replicas.
 	ReleaseBrake(context.Context, *ReleaseBrakeRequest) (*ReleaseBrakeResponse, error)
@@ -394,6 +411,9 @@ func (UnimplementedShardServiceServer) Freeze(context.Context, *FreezeRequest) (
 }
 func (UnimplementedShardServiceServer) Unfreeze(context.Context, *UnfreezeRequest) (*UnfreezeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unfreeze not implemented")
+}
+func (UnimplementedShardServiceServer) ListSlices(context.Context, *ListSlicesRequest) (*ListSlicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSlices not implemented")
 }
 func (UnimplementedShardServiceServer) SetSlices(context.Context, *SetSlicesRequest) (*SetSlicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetSlices not implemented")
@@ -622,6 +642,24 @@ func _ShardService_Unfreeze_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ShardService_ListSlices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSlicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ShardServiceServer).ListSlices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ShardService_ListSlices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ShardServiceServer).ListSlices(ctx, req.(*ListSlicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ShardService_SetSlices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetSlicesRequest)
 	if err := dec(in); err != nil {
@@ -758,6 +796,10 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Unfreeze",
 			Handler:    _ShardService_Unfreeze_Handler,
+		},
+		{
+			MethodName: "ListSlices",
+			Handler:    _ShardService_ListSlices_Handler,
 		},
 		{
 			MethodName: "SetSlices",

@@ -13,6 +13,7 @@ package peerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -291,11 +292,401 @@ func (*SweepResponse) Descriptor() ([]byte, []int) {
 	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{5}
 }
 
+type TraceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A UUID, 16 bytes.
+	InstanceId    []byte `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TraceRequest) GetInstanceId() []byte {
+	if x != nil {
+		return x.InstanceId
+	}
+	return nil
+}
+
+type TraceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Decided       []*Decided             `protobuf:"bytes,1,rep,name=decided,proto3" json:"decided,omitempty"`
+	Undecided     []*Undecided           `protobuf:"bytes,2,rep,name=undecided,proto3" json:"undecided,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceResponse) Reset() {
+	*x = TraceResponse{}
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceResponse) ProtoMessage() {}
+
+func (x *TraceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
+func (*TraceResponse) Descriptor() ([]byte, []int) {
+	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TraceResponse) GetDecided() []*Decided {
+	if x != nil {
+		return x.Decided
+	}
+	return nil
+}
+
+func (x *TraceResponse) GetUndecided() []*Undecided {
+	if x != nil {
+		return x.Undecided
+	}
+	return nil
+}
+
+// Decided is what became of an instance's updates.
+type Decided struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// As package pipeline/trace numbers them.
+	Decision      uint32  `protobuf:"varint,2,opt,name=decision,proto3" json:"decision,omitempty"`
+	Updates       int64   `protobuf:"varint,3,opt,name=updates,proto3" json:"updates,omitempty"`
+	Version       uint64  `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Stored        *uint64 `protobuf:"varint,5,opt,name=stored,proto3,oneof" json:"stored,omitempty"`
+	Phase         string  `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`
+	Shard         string  `protobuf:"bytes,7,opt,name=shard,proto3" json:"shard,omitempty"`
+	Epoch         int64   `protobuf:"varint,8,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decided) Reset() {
+	*x = Decided{}
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decided) ProtoMessage() {}
+
+func (x *Decided) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decided.ProtoReflect.Descriptor instead.
+func (*Decided) Descriptor() ([]byte, []int) {
+	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Decided) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Decided) GetDecision() uint32 {
+	if x != nil {
+		return x.Decision
+	}
+	return 0
+}
+
+func (x *Decided) GetUpdates() int64 {
+	if x != nil {
+		return x.Updates
+	}
+	return 0
+}
+
+func (x *Decided) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Decided) GetStored() uint64 {
+	if x != nil && x.Stored != nil {
+		return *x.Stored
+	}
+	return 0
+}
+
+func (x *Decided) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Decided) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *Decided) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// Undecided is what waits of an instance.
+type Undecided struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Updates       int64                  `protobuf:"varint,2,opt,name=updates,proto3" json:"updates,omitempty"`
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Phase         string                 `protobuf:"bytes,4,opt,name=phase,proto3" json:"phase,omitempty"`
+	InFlight      bool                   `protobuf:"varint,5,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Shard         string                 `protobuf:"bytes,6,opt,name=shard,proto3" json:"shard,omitempty"`
+	Epoch         int64                  `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Undecided) Reset() {
+	*x = Undecided{}
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Undecided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Undecided) ProtoMessage() {}
+
+func (x *Undecided) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Undecided.ProtoReflect.Descriptor instead.
+func (*Undecided) Descriptor() ([]byte, []int) {
+	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Undecided) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Undecided) GetUpdates() int64 {
+	if x != nil {
+		return x.Updates
+	}
+	return 0
+}
+
+func (x *Undecided) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Undecided) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Undecided) GetInFlight() bool {
+	if x != nil {
+		return x.InFlight
+	}
+	return false
+}
+
+func (x *Undecided) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *Undecided) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type RetryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Shard string                 `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// A UUID, 16 bytes.
+	InstanceId    []byte `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryRequest) Reset() {
+	*x = RetryRequest{}
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryRequest) ProtoMessage() {}
+
+func (x *RetryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryRequest.ProtoReflect.Descriptor instead.
+func (*RetryRequest) Descriptor() ([]byte, []int) {
+	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RetryRequest) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *RetryRequest) GetInstanceId() []byte {
+	if x != nil {
+		return x.InstanceId
+	}
+	return nil
+}
+
+type RetryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent if the cluster does not speak of the instance.
+	Decided       *Decided `protobuf:"bytes,1,opt,name=decided,proto3" json:"decided,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryResponse) Reset() {
+	*x = RetryResponse{}
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryResponse) ProtoMessage() {}
+
+func (x *RetryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trestle_peer_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryResponse.ProtoReflect.Descriptor instead.
+func (*RetryResponse) Descriptor() ([]byte, []int) {
+	return file_trestle_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RetryResponse) GetDecided() *Decided {
+	if x != nil {
+		return x.Decided
+	}
+	return nil
+}
+
 var File_trestle_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_trestle_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1atrestle/peer/v1/peer.proto\x12\x0ftrestle.peer.v1\")\n" +
+	"\x1atrestle/peer/v1/peer.proto\x12\x0ftrestle.peer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\")\n" +
 	"\x0fCaughtUpRequest\x12\x16\n" +
 	"\x06shards\x18\x01 \x03(\tR\x06shards\"/\n" +
 	"\x10CaughtUpResponse\x12\x1b\n" +
@@ -307,11 +698,43 @@ const file_trestle_peer_v1_peer_proto_rawDesc = "" +
 	"\fSweepRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
 	"\aconfirm\x18\x02 \x01(\bR\aconfirm\"\x0f\n" +
-	"\rSweepResponse2\xf1\x01\n" +
+	"\rSweepResponse\"/\n" +
+	"\fTraceRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\fR\n" +
+	"instanceId\"}\n" +
+	"\rTraceResponse\x122\n" +
+	"\adecided\x18\x01 \x03(\v2\x18.trestle.peer.v1.DecidedR\adecided\x128\n" +
+	"\tundecided\x18\x02 \x03(\v2\x1a.trestle.peer.v1.UndecidedR\tundecided\"\xef\x01\n" +
+	"\aDecided\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
+	"\bdecision\x18\x02 \x01(\rR\bdecision\x12\x18\n" +
+	"\aupdates\x18\x03 \x01(\x03R\aupdates\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12\x1b\n" +
+	"\x06stored\x18\x05 \x01(\x04H\x00R\x06stored\x88\x01\x01\x12\x14\n" +
+	"\x05phase\x18\x06 \x01(\tR\x05phase\x12\x14\n" +
+	"\x05shard\x18\a \x01(\tR\x05shard\x12\x14\n" +
+	"\x05epoch\x18\b \x01(\x03R\x05epochB\t\n" +
+	"\a_stored\"\xd0\x01\n" +
+	"\tUndecided\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\aupdates\x18\x02 \x01(\x03R\aupdates\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1b\n" +
+	"\tin_flight\x18\x05 \x01(\bR\binFlight\x12\x14\n" +
+	"\x05shard\x18\x06 \x01(\tR\x05shard\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\x03R\x05epoch\"E\n" +
+	"\fRetryRequest\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x1f\n" +
+	"\vinstance_id\x18\x02 \x01(\fR\n" +
+	"instanceId\"C\n" +
+	"\rRetryResponse\x122\n" +
+	"\adecided\x18\x01 \x01(\v2\x18.trestle.peer.v1.DecidedR\adecided2\x81\x03\n" +
 	"\vPeerService\x12O\n" +
 	"\bCaughtUp\x12 .trestle.peer.v1.CaughtUpRequest\x1a!.trestle.peer.v1.CaughtUpResponse\x12I\n" +
 	"\x06Forget\x12\x1e.trestle.peer.v1.ForgetRequest\x1a\x1f.trestle.peer.v1.ForgetResponse\x12F\n" +
-	"\x05Sweep\x12\x1d.trestle.peer.v1.SweepRequest\x1a\x1e.trestle.peer.v1.SweepResponseB@Z>github.com/trestle-bridge/trestle/proto/trestle/peer/v1;peerv1b\x06proto3"
+	"\x05Sweep\x12\x1d.trestle.peer.v1.SweepRequest\x1a\x1e.trestle.peer.v1.SweepResponse\x12F\n" +
+	"\x05Trace\x12\x1d.trestle.peer.v1.TraceRequest\x1a\x1e.trestle.peer.v1.TraceResponse\x12F\n" +
+	"\x05Retry\x12\x1d.trestle.peer.v1.RetryRequest\x1a\x1e.trestle.peer.v1.RetryResponseB@Z>github.com/trestle-bridge/trestle/proto/trestle/peer/v1;peerv1b\x06proto3"
 
 var (
 	file_trestle_peer_v1_peer_proto_rawDescOnce sync.Once
@@ -325,27 +748,43 @@ func file_trestle_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_trestle_peer_v1_peer_proto_rawDescData
 }
 
-var file_trestle_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_trestle_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_trestle_peer_v1_peer_proto_goTypes = []any{
-	(*CaughtUpRequest)(nil),  // 0: trestle.peer.v1.CaughtUpRequest
-	(*CaughtUpResponse)(nil), // 1: trestle.peer.v1.CaughtUpResponse
-	(*ForgetRequest)(nil),    // 2: trestle.peer.v1.ForgetRequest
-	(*ForgetResponse)(nil),   // 3: trestle.peer.v1.ForgetResponse
-	(*SweepRequest)(nil),     // 4: trestle.peer.v1.SweepRequest
-	(*SweepResponse)(nil),    // 5: trestle.peer.v1.SweepResponse
+	(*CaughtUpRequest)(nil),       // 0: trestle.peer.v1.CaughtUpRequest
+	(*CaughtUpResponse)(nil),      // 1: trestle.peer.v1.CaughtUpResponse
+	(*ForgetRequest)(nil),         // 2: trestle.peer.v1.ForgetRequest
+	(*ForgetResponse)(nil),        // 3: trestle.peer.v1.ForgetResponse
+	(*SweepRequest)(nil),          // 4: trestle.peer.v1.SweepRequest
+	(*SweepResponse)(nil),         // 5: trestle.peer.v1.SweepResponse
+	(*TraceRequest)(nil),          // 6: trestle.peer.v1.TraceRequest
+	(*TraceResponse)(nil),         // 7: trestle.peer.v1.TraceResponse
+	(*Decided)(nil),               // 8: trestle.peer.v1.Decided
+	(*Undecided)(nil),             // 9: trestle.peer.v1.Undecided
+	(*RetryRequest)(nil),          // 10: trestle.peer.v1.RetryRequest
+	(*RetryResponse)(nil),         // 11: trestle.peer.v1.RetryResponse
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_trestle_peer_v1_peer_proto_depIdxs = []int32{
-	0, // 0: trestle.peer.v1.PeerService.CaughtUp:input_type -> trestle.peer.v1.CaughtUpRequest
-	2, // 1: trestle.peer.v1.PeerService.Forget:input_type -> trestle.peer.v1.ForgetRequest
-	4, // 2: trestle.peer.v1.PeerService.Sweep:input_type -> trestle.peer.v1.SweepRequest
-	1, // 3: trestle.peer.v1.PeerService.CaughtUp:output_type -> trestle.peer.v1.CaughtUpResponse
-	3, // 4: trestle.peer.v1.PeerService.Forget:output_type -> trestle.peer.v1.ForgetResponse
-	5, // 5: trestle.peer.v1.PeerService.Sweep:output_type -> trestle.peer.v1.SweepResponse
-	3, // [3:6] is the sub-list for method output_type
-	0, // [0:3] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	8,  // 0: trestle.peer.v1.TraceResponse.decided:type_name -> trestle.peer.v1.Decided
+	9,  // 1: trestle.peer.v1.TraceResponse.undecided:type_name -> trestle.peer.v1.Undecided
+	12, // 2: trestle.peer.v1.Decided.at:type_name -> google.protobuf.Timestamp
+	12, // 3: trestle.peer.v1.Undecided.since:type_name -> google.protobuf.Timestamp
+	8,  // 4: trestle.peer.v1.RetryResponse.decided:type_name -> trestle.peer.v1.Decided
+	0,  // 5: trestle.peer.v1.PeerService.CaughtUp:input_type -> trestle.peer.v1.CaughtUpRequest
+	2,  // 6: trestle.peer.v1.PeerService.Forget:input_type -> trestle.peer.v1.ForgetRequest
+	4,  // 7: trestle.peer.v1.PeerService.Sweep:input_type -> trestle.peer.v1.SweepRequest
+	6,  // 8: trestle.peer.v1.PeerService.Trace:input_type -> trestle.peer.v1.TraceRequest
+	10, // 9: trestle.peer.v1.PeerService.Retry:input_type -> trestle.peer.v1.RetryRequest
+	1,  // 10: trestle.peer.v1.PeerService.CaughtUp:output_type -> trestle.peer.v1.CaughtUpResponse
+	3,  // 11: trestle.peer.v1.PeerService.Forget:output_type -> trestle.peer.v1.ForgetResponse
+	5,  // 12: trestle.peer.v1.PeerService.Sweep:output_type -> trestle.peer.v1.SweepResponse
+	7,  // 13: trestle.peer.v1.PeerService.Trace:output_type -> trestle.peer.v1.TraceResponse
+	11, // 14: trestle.peer.v1.PeerService.Retry:output_type -> trestle.peer.v1.RetryResponse
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_trestle_peer_v1_peer_proto_init() }
@@ -353,13 +792,14 @@ func file_trestle_peer_v1_peer_proto_init() {
 	if File_trestle_peer_v1_peer_proto != nil {
 		return
 	}
+	file_trestle_peer_v1_peer_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trestle_peer_v1_peer_proto_rawDesc), len(file_trestle_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,8 @@ const (
 	PeerService_CaughtUp_FullMethodName = "/trestle.peer.v1.PeerService/CaughtUp"
 	PeerService_Forget_FullMethodName   = "/trestle.peer.v1.PeerService/Forget"
 	PeerService_Sweep_FullMethodName    = "/trestle.peer.v1.PeerService/Sweep"
+	PeerService_Trace_FullMethodName    = "/trestle.peer.v1.PeerService/Trace"
+	PeerService_Retry_FullMethodName    = "/trestle.peer.v1.PeerService/Retry"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -44,6 +46,13 @@ type PeerServiceClient interface {
 	// held back. NOT_FOUND: it makes no rounds of that cluster, perhaps because it
 	// does not lead. FAILED_PRECONDITION: nothing is held back.
 	Sweep(ctx context.Context, in *SweepRequest, opts ...grpc.CallOption) (*SweepResponse, error)
+	// Trace tells what this replica remembers of an instance.
+	Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceResponse, error)
+	// Retry makes this replica forget what it has heard of an instance, take a
+	// snapshot of its cluster, and write what that says, whether the database has
+	// refused it before or not. FAILED_PRECONDITION: it does not own the shard, or
+	// cannot hear the cluster.
+	Retry(ctx context.Context, in *RetryRequest, opts ...grpc.CallOption) (*RetryResponse, error)
 }
 
 type peerServiceClient struct {
@@ -84,6 +93,26 @@ func (c *peerServiceClient) Sweep(ctx context.Context, in *SweepRequest, opts ..
 	return out, nil
 }
 
+func (c *peerServiceClient) Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TraceResponse)
+	err := c.cc.Invoke(ctx, PeerService_Trace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerServiceClient) Retry(ctx context.Context, in *RetryRequest, opts ...grpc.CallOption) (*RetryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryResponse)
+	err := c.cc.Invoke(ctx, PeerService_Retry_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -100,6 +129,13 @@ type PeerServiceServer interface {
 	// held back. NOT_FOUND: it makes no rounds of that cluster, perhaps because it
 	// does not lead. FAILED_PRECONDITION: nothing is held back.
 	Sweep(context.Context, *SweepRequest) (*SweepResponse, error)
+	// Trace tells what this replica remembers of an instance.
+	Trace(context.Context, *TraceRequest) (*TraceResponse, error)
+	// Retry makes this replica forget what it has heard of an instance, take a
+	// snapshot of its cluster, and write what that says, whether the database has
+	// refused it before or not. FAILED_PRECONDITION: it does not own the shard, or
+	// cannot hear the cluster.
+	Retry(context.Context, *RetryRequest) (*RetryResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -118,6 +154,12 @@ func (UnimplementedPeerServiceServer) Forget(context.Context, *ForgetRequest) (*
 }
 func (UnimplementedPeerServiceServer) Sweep(context.Context, *SweepRequest) (*SweepResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sweep not implemented")
+}
+func (UnimplementedPeerServiceServer) Trace(context.Context, *TraceRequest) (*TraceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Trace not implemented")
+}
+func (UnimplementedPeerServiceServer) Retry(context.Context, *RetryRequest) (*RetryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Retry not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -194,6 +236,42 @@ func _PeerService_Sweep_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_Trace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TraceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Trace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Trace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Trace(ctx, req.(*TraceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PeerService_Retry_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Retry(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Retry_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Retry(ctx, req.(*RetryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -212,6 +290,14 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sweep",
 			Handler:    _PeerService_Sweep_Handler,
+		},
+		{
+			MethodName: "Trace",
+			Handler:    _PeerService_Trace_Handler,
+		},
+		{
+			MethodName: "Retry",
+			Handler:    _PeerService_Retry_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
