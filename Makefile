@@ -88,6 +88,19 @@ fuzz: ## Fuzz every target for FUZZTIME (default 10s)
 		done; \
 	done
 
+IMAGE ?= trestle:$(VERSION)
+# docker, or another builder that takes its arguments, such as podman or buildah.
+DOCKER ?= docker
+CA_BUNDLE ?= /etc/ssl/certs/ca-certificates.crt
+
+.PHONY: image
+image: ## Build the image IMAGE (default trestle:VERSION) with DOCKER (default docker)
+	rm -rf bin/image && mkdir -p bin/image
+	CGO_ENABLED=0 go build $(BUILDFLAGS) -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/image/ ./cmd/...
+	mv bin/image/loadtest bin/image/trestle-loadtest
+	cp $(CA_BUNDLE) bin/image/ca-certificates.crt
+	$(DOCKER) build -f Dockerfile -t $(IMAGE) bin/image
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin
