@@ -75,6 +75,14 @@ e2e: ## Let fleets of real processes suffer: crashes, outages, upgrades (about 1
 	scripts/setup.sh
 	TRESTLE_E2E=1 go test -v -count=1 -timeout 40m -run '^TestFleet$$' ./cmd/trestle
 
+# What it needs stands in charts/e2e/doc.go. KUBERNETES_WRAP is a command that
+# begins the test where the cluster's network is.
+KUBERNETES_WRAP ?=
+.PHONY: e2e-kubernetes
+e2e-kubernetes: ## Install, upgrade and break the chart under load on the Kubernetes of KUBECONFIG
+	go test -c -o bin/e2e-kubernetes.test ./charts/e2e
+	cd charts/e2e && $(KUBERNETES_WRAP) $(CURDIR)/bin/e2e-kubernetes.test -test.v -test.count=1 -test.timeout 40m
+
 DURATION ?= 10m
 .PHONY: soak
 soak: ## Simulate random histories of the control plane for DURATION (default 10m)

@@ -56,6 +56,9 @@ type Config struct {
 	// publish, or the waiting for that has ended: before the tables are
 	// checked, the moment to end a measurement.
 	Published func()
+	// Listen, if set, gives the address on which the cluster of a number
+	// listens; default: loopback and a free port.
+	Listen func(number int) string
 	// Progress, if set, is called every ProgressInterval (default 1 s).
 	Progress         func(Progress)
 	ProgressInterval time.Duration
@@ -126,9 +129,13 @@ func New(cfg Config) (*Test, error) {
 	if t.ledger, err = ledger.New(lc); err != nil {
 		return nil, err
 	}
-	for _, name := range lc.Clusters {
+	for c, name := range lc.Clusters {
+		address := ""
+		if cfg.Listen != nil {
+			address = cfg.Listen(c)
+		}
 		cluster, err := sim.New(sim.Config{
-			Name: name, TLS: cfg.TLS, Buffer: cfg.Buffer, NeverDrop: cfg.NeverDrop,
+			Name: name, Address: address, TLS: cfg.TLS, Buffer: cfg.Buffer, NeverDrop: cfg.NeverDrop,
 			ForgetStopped: time.Minute, Logger: cfg.Logger,
 		})
 		if err != nil {

@@ -23,7 +23,7 @@ type TLSMaterial struct {
 	Key     secret.String
 }
 
-// ReadFiles reads the PEM files of the static clusters and of etcd into their
+// ReadFiles reads the PEM files of the static clusters, of Redis and of etcd into their
 // Material. It is apart from Load because not every command needs them. All
 // problems come back in one *settings.Error; no problem quotes a file.
 func (c *Config) ReadFiles() error {
@@ -32,6 +32,7 @@ func (c *Config) ReadFiles() error {
 		b := &c.StaticBridges[i]
 		problems = append(problems, c.readTLS(&b.Material, b.TLS, fmt.Sprintf("%s[%d].tls", bridgesKey, i))...)
 	}
+	problems = append(problems, c.readTLS(&c.Redis.Material, c.Redis.TLS, "redis.tls")...)
 	problems = append(problems, c.readTLS(&c.Etcd.Material, c.Etcd.TLS, "etcd.tls")...)
 	if len(problems) > 0 {
 		return &settings.Error{Problems: problems}
