@@ -37,6 +37,11 @@ test: ## Vet and test everything, the concurrent parts under the race detector
 	scripts/setup.sh
 	go vet ./...
 	@.ci/test '$(RACED)' '$(TEST_TIMEOUT)'
+	$(MAKE) --no-print-directory chart
+
+.PHONY: chart
+chart: ## Check the Helm chart, its alerts and its dashboard (a module of its own)
+	cd charts/check && go vet ./... && go test -timeout '$(TEST_TIMEOUT)' ./...
 
 .PHONY: race
 race: ## Test everything under the race detector
@@ -63,6 +68,7 @@ verify: generate ## Prove that generated code and go.mod are what is checked in
 		echo 'proto/ is not what is checked in: run make generate and commit' >&2; exit 1; \
 	fi
 	go mod tidy -diff
+	cd charts/check && go mod tidy -diff
 	go mod verify
 
 .PHONY: bench
