@@ -77,9 +77,9 @@ bench: build ## Measure against the raw limits of this machine (BENCHFLAGS, as i
 	bin/loadtest bench $(BENCHFLAGS)
 
 .PHONY: e2e
-e2e: ## Let fleets of real processes suffer: crashes, outages, upgrades (about 15 minutes)
+e2e: build ## Play all scenarios against fleets of real processes: crashes, outages, upgrades (about 15 minutes)
 	scripts/setup.sh
-	TRESTLE_E2E=1 go test -v -count=1 -timeout 40m -run '^TestFleet$$' ./cmd/trestle
+	bin/loadtest run --all $(E2EFLAGS)
 
 # What it needs stands in charts/e2e/doc.go. KUBERNETES_WRAP is a command that
 # begins the test where the cluster's network is.
@@ -91,7 +91,12 @@ e2e-kubernetes: ## Install, upgrade and break the chart under load on the Kubern
 
 DURATION ?= 10m
 .PHONY: soak
-soak: ## Simulate random histories of the control plane for DURATION (default 10m)
+soak: build ## Play scenarios drawn from SEED for DURATION (default 10m), each against a fleet
+	scripts/setup.sh
+	bin/loadtest soak --duration=$(DURATION) $(if $(SEED),--seed=$(SEED)) $(SOAKFLAGS)
+
+.PHONY: soak-control
+soak-control: ## Simulate random histories of the control plane for DURATION (default 10m)
 	go test -v -count=1 -timeout 0 -run '^TestSoak$$' ./coordinator -soak=$(DURATION)
 
 .PHONY: fuzz

@@ -59,10 +59,11 @@ func floors() map[string]int {
 
 // independent are the packages that judge the product, or play its world, and
 // so may know nothing of it but the contracts. Tests on any floor may use them.
-// The benchmark and the fleet judge nothing by themselves: the one measures parts
-// of the product, the other runs it.
+// The others judge nothing by themselves: the benchmark measures parts of the
+// product, the fleet and the stage run it, and play has it all played.
 func independent(pkg string) bool {
-	return strings.HasPrefix(pkg, "loadtest/") && !within(pkg, "loadtest/bench") && !within(pkg, "loadtest/fleet")
+	return strings.HasPrefix(pkg, "loadtest/") && !within(pkg, "loadtest/bench") && !within(pkg, "loadtest/fleet") &&
+		!within(pkg, "loadtest/stage") && !within(pkg, "loadtest/play")
 }
 
 func within(pkg, room string) bool { return pkg == room || strings.HasPrefix(pkg, room+"/") }
@@ -240,6 +241,8 @@ func TestFaultsAreSeen(t *testing.T) {
 		{edge{"loadtest/oracle", "internal/status", false}, false},
 		{edge{"loadtest/sim", "internal/devstack", false}, false},
 		{edge{"loadtest/bench", "internal/devstack", false}, true},
+		{edge{"loadtest/stage", "internal/devstack", false}, true},
+		{edge{"loadtest/monitor", "internal/devstack", false}, false},
 		{edge{"loadtest/bench/limits", "internal/status", false}, true},
 		{edge{"internal/upstream", "loadtest/bench", true}, false},
 		{edge{"loadtest/sim", "proto/wsman", false}, true},

@@ -66,7 +66,7 @@ func (t *Test) storm(ctx context.Context) error {
 				}
 				var wave []*player
 				for n := first; n < min(first+t.work.Wave, t.work.Instances); n++ {
-					if n%t.work.Clusters == c {
+					if t.work.cluster(n) == c {
 						wave = append(wave, t.newPlayer(n))
 					}
 				}
@@ -96,6 +96,11 @@ func (t *Test) storm(ctx context.Context) error {
 
 // over says whether the time for sending is up.
 func (t *Test) over(start time.Time) bool {
+	select {
+	case <-t.cfg.Stop:
+		return true
+	default:
+	}
 	return t.work.Duration > 0 && time.Since(start) >= t.work.Duration
 }
 
@@ -216,6 +221,7 @@ func (t *Test) closed(ctx context.Context) error {
 	for len(playing) > 0 {
 		select {
 		case <-t.ready.wake:
+		case <-t.cfg.Stop:
 		case <-ctx.Done():
 			return fmt.Errorf("%d instances wait for a publish: %w", len(playing), ctx.Err())
 		}
@@ -288,6 +294,7 @@ func (t *Test) flood(ctx context.Context, begin func()) error {
 
 // pour sends the flood itself, each cluster its part.
 func (t *Test) pour(ctx context.Context, players []*player, stems []*sim.Stem) error {
+	start := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	for c, cluster := range t.clusters {
 		g.Go(func() error {
@@ -311,6 +318,9 @@ func (t *Test) pour(ctx context.Context, players []*player, stems []*sim.Stem) e
 			sent := make([]int64, len(mine))
 			batch := make([]sim.Update, 0, batchSize)
 			for i := range share {
+				if len(batch) == 0 && t.over(start) {
+					break
+				}
 				n := mine[i%len(mine)]
 				p := players[n]
 				stored := p.script.Steps[script.FloodStep].Version(&p.id)
@@ -319,6 +329,9 @@ func (t *Test) pour(ctx context.Context, players []*player, stems []*sim.Stem) e
 					version = max(1, stored-1-uint64(sent[i%len(mine)]%3))
 				}
 				sent[i%len(mine)]++
+				if t.cfg.Sending != nil {
+					t.cfg.Sending(c, time.Now(), false)
+				}
 				batch = append(batch, sim.Update{ID: p.id.Instance, Message: stems[n].At(version), Effect: effect})
 				if len(batch) == batchSize || i == share-1 {
 					if err := cluster.Publish(ctx, batch...); err != nil {

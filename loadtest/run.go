@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"time"
 
@@ -56,9 +57,19 @@ type Config struct {
 	// publish, or the waiting for that has ended: before the tables are
 	// checked, the moment to end a measurement.
 	Published func()
+	// Followed, if set, is called for each change that a publish has followed:
+	// see ledger.Config.
+	Followed func(cluster int, sent, published time.Time)
+	// Sending and Heard, if set, are called for each message and each publish:
+	// see ledger.Config. Sending is also called for the messages of a flood.
+	Sending func(cluster int, at time.Time, change bool)
+	Heard   func(cluster int, at time.Time, followed []time.Duration)
 	// Listen, if set, gives the address on which the cluster of a number
 	// listens; default: loopback and a free port.
 	Listen func(number int) string
+	// Stop, if set, ends the sending when it is closed; what has been sent is
+	// checked all the same. A Storm finishes its wave.
+	Stop <-chan struct{}
 	// Progress, if set, is called every ProgressInterval (default 1 s).
 	Progress         func(Progress)
 	ProgressInterval time.Duration
@@ -73,6 +84,8 @@ type Config struct {
 	// Sample: rows are read now and then just when their publish arrives. It
 	// finds publishes before their commit, and costs some queries.
 	Sample bool
+	// AmongOthers: the tables hold much that is not under test.
+	AmongOthers bool
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -119,6 +132,10 @@ func New(cfg Config) (*Test, error) {
 		DecisiveStopped: cfg.DecisiveStopped,
 		Count:           t.work.Instances,
 		Subject:         func(n int) ledger.Subject { return t.work.subject(t.library, n) },
+		AmongOthers:     cfg.AmongOthers,
+		Followed:        cfg.Followed,
+		Sending:         cfg.Sending,
+		Heard:           cfg.Heard,
 	}
 	if t.work.Shape == Closed {
 		lc.Published = t.ready.add
@@ -203,6 +220,10 @@ func (t *Test) Run(ctx context.Context) (*Report, error) {
 	}
 	return report, nil
 }
+
+// Seeded are the instances that have rows: those that Run makes, and does not
+// remove.
+func (t *Test) Seeded() iter.Seq[seed.Instance] { return t.seeded }
 
 // seeded are the instances that have rows.
 func (t *Test) seeded(yield func(seed.Instance) bool) {

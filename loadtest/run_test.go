@@ -218,6 +218,12 @@ func (b *bridge) store(ctx context.Context, id [16]byte, s ledger.Subject, o ora
 // play runs a test against a bridge.
 func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong func(int) fault, meanwhile func(*Test)) *Report {
 	t.Helper()
+	return playUntil(t, stack, name, work, wrong, meanwhile, nil)
+}
+
+// playUntil is play that stops sending when stop is closed.
+func playUntil(t *testing.T, stack *devstack.Stack, name string, work Work, wrong func(int) fault, meanwhile func(*Test), stop <-chan struct{}) *Report {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	url, err := stack.Postgres.NewDatabase(ctx, name)
@@ -238,12 +244,14 @@ func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong fun
 
 	b := &bridge{db: db, redis: client, wrong: wrong, heard: make(map[[16]byte]*history), clusters: make(map[string]*sim.Cluster)}
 	service, sctx := errgroup.WithContext(ctx)
-	stop := make(chan struct{})
+	over := make(chan struct{})
 	sctx, end := context.WithCancel(sctx)
 	var test *Test
 	test, err = New(Config{
-		Work: work, Postgres: url, Redis: stack.Redis.Addr(), NeverDrop: true, Sample: true, Settle: 10 * time.Second, Silence: time.Second,
+		Work: work, Postgres: url, Redis: stack.Redis.Addr(), NeverDrop: true, Sample: true, Stop: stop, Settle: 10 * time.Second, Silence: time.Second,
 		ProgressInterval: 20 * time.Millisecond,
+		// The tables are read in both ways.
+		AmongOthers: work.Clusters > 1,
 		Progress: func(Progress) {
 			if meanwhile != nil {
 				meanwhile(test)
@@ -267,11 +275,11 @@ func play(t *testing.T, stack *devstack.Stack, name string, work Work, wrong fun
 		b.heard[s.ID.Instance] = &history{subject: s}
 	}
 	go func() {
-		<-stop
+		<-over
 		end()
 	}()
 	report, err := test.Run(ctx)
-	close(stop)
+	close(over)
 	if sErr := service.Wait(); sErr != nil && err != nil {
 		t.Error(sErr)
 	}
@@ -316,6 +324,22 @@ func TestAgainstABridge(t *testing.T) {
 		}
 		if work.Messages > 0 && r.Repeats+r.Stale != int64(work.Messages) {
 			t.Errorf("%s: %d repeats and %d stale", name, r.Repeats, r.Stale)
+		}
+	}
+
+	// What ends the sending is no failure of what has been sent.
+	for name, work := range map[string]Work{
+		"stopped_steady": {Shape: Steady, Instances: 5000, Wave: 10, Rate: 500},
+		"stopped_closed": {Shape: Closed, Instances: 5000, Wave: 10},
+	} {
+		stop, once := make(chan struct{}), sync.Once{}
+		r := playUntil(t, stack, name, work, right, func(test *Test) {
+			if test.Ledger().Counts().Sent > 50 {
+				once.Do(func() { close(stop) })
+			}
+		}, stop)
+		if !r.OK() || r.Sent == 0 || r.Sent >= 8*5000 {
+			t.Errorf("%s: %d sent, %s\n%+v", name, r.Sent, r.Unsettled, r.Verdict)
 		}
 	}
 
@@ -366,6 +390,28 @@ func TestWorkIsChecked(t *testing.T) {
 	} {
 		if err := w.complete(); err == nil {
 			t.Errorf("%+v passes", w)
+		}
+	}
+}
+
+func TestInstancesOfAHotCluster(t *testing.T) {
+	const instances = 10_000
+	for _, w := range []Work{{Clusters: 4}, {Clusters: 4, Hot: 0.7}, {Clusters: 1, Hot: 0.5}, {Clusters: 3, Hot: 1}} {
+		dealt := make([]float64, w.Clusters)
+		for n := range instances {
+			dealt[w.cluster(n)]++
+		}
+		for c, got := range dealt {
+			want := instances / float64(w.Clusters)
+			if w.Hot > 0 && w.Clusters > 1 {
+				want = instances * (1 - w.Hot) / float64(w.Clusters-1)
+				if c == 0 {
+					want = instances * w.Hot
+				}
+			}
+			if got < 0.95*want-1 || got > 1.05*want+1 {
+				t.Errorf("%+v: cluster %d has %g instances, want about %g", w, c, got, want)
+			}
 		}
 	}
 }

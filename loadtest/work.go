@@ -13,6 +13,7 @@ package loadtest
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/trestle-bridge/trestle/loadtest/ledger"
@@ -47,8 +48,8 @@ type Work struct {
 	// Clusters is the number of clusters, default 1. Instances are dealt to
 	// them in turn.
 	Clusters int
-	// Name is what the names of the clusters begin with, default "sim": for
-	// several tests against one service.
+	// Name is what the names of the clusters begin with, and the regions of
+	// instances, default "sim": for several tests against one service.
 	Name string
 	// Instances is how many rows are seeded and, time allowing, played.
 	Instances int
@@ -67,6 +68,9 @@ type Work struct {
 	Duration time.Duration
 	// Messages is how many Repeats or Stale sends, beside its changes.
 	Messages int
+	// Hot is the share of instances, 0 to 1, that belong to the first cluster;
+	// the others are dealt to the rest. 0: all are dealt alike.
+	Hot float64
 	// Odd is the share of instances, 0 to 1, that are played an odd script
 	// instead of the lifecycle of eight updates. Storm and Steady only.
 	Odd float64
@@ -93,6 +97,8 @@ func (w *Work) complete() error {
 		return errors.New("a load test needs instances, and no negative numbers")
 	case w.Odd < 0 || w.Odd > 1:
 		return fmt.Errorf("a share of %g odd instances", w.Odd)
+	case w.Hot < 0 || w.Hot > 1:
+		return fmt.Errorf("a share of %g instances of the hot cluster", w.Hot)
 	}
 	switch w.Shape {
 	case Storm:
@@ -121,7 +127,20 @@ func (w *Work) complete() error {
 func (w *Work) clusterName(n int) string { return fmt.Sprintf("%s-%03d", w.Name, n) }
 
 // elsewhere is the region of instances that belong to none of them.
-const elsewhere = "another-installation"
+func (w *Work) elsewhere() string { return w.Name + "-elsewhere" }
+
+// cluster is the number of the cluster of an instance.
+func (w *Work) cluster(number int) int {
+	if w.Hot == 0 || w.Clusters == 1 {
+		return number % w.Clusters
+	}
+	// Multiples of the golden ratio spread evenly, without a pattern that the
+	// dealing of the others could follow.
+	if _, part := math.Modf(float64(number) * math.Phi); part < w.Hot {
+		return 0
+	}
+	return 1 + number%(w.Clusters-1)
+}
 
 // subject describes the instance of a number.
 func (w *Work) subject(lib *script.Library, number int) ledger.Subject {
@@ -134,10 +153,10 @@ func (w *Work) subject(lib *script.Library, number int) ledger.Subject {
 	default:
 		s = lib.Pick(w.Seed, number, w.Odd)
 	}
-	cluster := number % w.Clusters
+	cluster := w.cluster(number)
 	region := w.clusterName(cluster)
 	if s.Role == script.Foreign {
-		region = elsewhere
+		region = w.elsewhere()
 	}
 	return ledger.Subject{
 		Instance: seed.Instance{

@@ -36,16 +36,17 @@ type Intake struct {
 	queues []queue
 	// generation counts the subscriptions of the stream.
 	generation atomic.Uint32
-	// fence is nil while buffering.
+	// fence is nil while buffering. It is set under mu.
 	fence atomic.Pointer[shard.Fence]
 	// seamless: see Seamless.
 	seamless atomic.Bool
 	stopped  atomic.Bool
-	// waiting counts the instances with a change that is not committed, offered
-	// the statuses that were offered of this shard's instances.
-	waiting atomic.Int64
-	offered atomic.Uint64
-	fenced  chan struct{}
+	// waiting counts the instances with a change that is not committed, entries
+	// those of them that came from a snapshot; offered the statuses that were
+	// offered of this shard's instances.
+	waiting, entries atomic.Int64
+	offered          atomic.Uint64
+	fenced           chan struct{}
 
 	// mu guards what follows. It may be taken under a lane's mutex, never the
 	// other way round.
@@ -59,6 +60,8 @@ type Intake struct {
 	publishing, unpublished int
 	// published are outbox rows that were published and may still be there.
 	published map[store.OutboxRef]struct{}
+	// partial: see Partial.
+	partial bool
 	// ended says that the term is over: the fence was refused, or Close was
 	// called. What is unpublished is the successor's then.
 	ended bool
@@ -144,6 +147,9 @@ func (in *Intake) Offer(h status.Heard) error {
 	switch verdict {
 	case verdictFresh:
 	case verdictFull:
+		if h.Snapshot && in.passOver() {
+			return nil
+		}
 		return upstream.ErrFull
 	default:
 		in.metrics.skipped(verdict, kind, h.At)
@@ -169,6 +175,43 @@ func (in *Intake) Drained(ctx context.Context) error {
 	return in.await(ctx, func() bool {
 		return in.Waiting() <= in.p.cfg.MaxWaiting/10 || in.stopped.Load()
 	})
+}
+
+// crowded says whether so many entries of snapshots wait that another has to
+// stay outside. A few shards may fill what all have together, but none is shut
+// out by the others.
+func (in *Intake) crowded(limit int64) bool {
+	own := in.entries.Load()
+	return own >= limit || own > 0 && in.p.entries.Load() >= snapshotShards*limit
+}
+
+// Room waits until an entry of a snapshot may be offered again, or ctx ends.
+func (in *Intake) Room(ctx context.Context) error {
+	return in.await(ctx, func() bool {
+		return !in.crowded(max(in.p.cfg.snapshotLimit()/2, 1)) && in.Waiting() < in.p.cfg.MaxWaiting || in.stopped.Load()
+	})
+}
+
+// passOver says whether an entry of a snapshot for which there is no room may be
+// left out: as long as the shard is not owned, nothing would ever make room. Its
+// owner writes what the entry says, and once that one has left, Partial tells
+// that it has to be asked for again.
+func (in *Intake) passOver() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.fence.Load() != nil {
+		return false
+	}
+	in.partial = true
+	return true
+}
+
+// Partial says whether entries of snapshots were left out before Own, so that
+// another snapshot is needed.
+func (in *Intake) Partial() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.partial
 }
 
 // Remember tells of instances whose last status was refused by the database,
@@ -200,7 +243,9 @@ func (in *Intake) Own(fence shard.Fence) error {
 		return fmt.Errorf("pipeline: own shard %s: the fence is that of %s", in.id, fence.Shard)
 	}
 	in.markBehind()
+	in.mu.Lock()
 	in.fence.Store(&fence)
+	in.mu.Unlock()
 	in.fallBehind()
 	for _, l := range in.p.lanes {
 		l.enqueueAll(in)
@@ -331,13 +376,36 @@ func (in *Intake) lessen(change func()) {
 	}
 }
 
-// settled takes n instances off those that wait.
-func (in *Intake) settled(n int) {
-	if n == 0 {
+// begins counts an entry among those that wait.
+func (in *Intake) begins(e *entry) {
+	in.waiting.Add(1)
+	in.p.waiting.Add(1)
+	if e.listed {
+		in.entries.Add(1)
+		in.p.entries.Add(1)
+	}
+}
+
+// settlement counts entries that wait no more.
+type settlement struct{ all, listed int64 }
+
+func (s settlement) with(e *entry) settlement {
+	s.all++
+	if e.listed {
+		s.listed++
+	}
+	return s
+}
+
+// settled takes entries off those that wait.
+func (in *Intake) settled(s settlement) {
+	if s.all == 0 {
 		return
 	}
-	in.waiting.Add(int64(-n))
-	in.p.waiting.Add(int64(-n))
+	in.waiting.Add(-s.all)
+	in.p.waiting.Add(-s.all)
+	in.entries.Add(-s.listed)
+	in.p.entries.Add(-s.listed)
 	in.lessen(func() {})
 }
 

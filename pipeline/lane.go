@@ -27,8 +27,8 @@ type key struct {
 type memory struct {
 	version uint64 // the highest heard or stored
 	hash    uint64 // of the last one heard; 0 if that is not what is stored
-	// until is set for an instance that no row knows.
-	until      time.Time
+	// until is set for an instance that no row knows, in Unix nanoseconds.
+	until      int64
 	generation uint32 // the subscription on which the stream spoke of it
 	kind       status.Kind
 }
@@ -43,6 +43,8 @@ type entry struct {
 	// carries. An entry has at least one of them.
 	waiting, inFlight *status.Change
 	queued            bool
+	// listed says that it began with an entry of a snapshot.
+	listed bool
 	// doubt says that an attempt to write it has failed in a way that leaves
 	// open whether it was committed.
 	doubt bool
@@ -160,7 +162,7 @@ func (l *lane) judge(in *Intake, h status.Heard) (verdict, status.Kind) {
 		return v, m.kind
 	}
 	if m, ok := l.ignored.Get(k); ok {
-		if h.At.Before(m.until) {
+		if h.At.UnixNano() < m.until {
 			return verdictUnknown, m.kind
 		}
 		l.ignored.Remove(k)
@@ -173,11 +175,10 @@ func (l *lane) judge(in *Intake, h status.Heard) (verdict, status.Kind) {
 
 // full says whether an instance of which nothing waits has to stay outside.
 func (l *lane) full(in *Intake, h status.Heard) bool {
-	own, total := l.p.cfg.MaxWaiting, l.p.cfg.MaxWaitingTotal
-	if h.Snapshot {
-		own, total = max(own/5, 1), max(total/5, 1)
+	if h.Snapshot && in.crowded(in.p.cfg.snapshotLimit()) {
+		return true
 	}
-	return in.Waiting() >= own || l.p.Waiting() >= total && in.Waiting() > 0
+	return in.Waiting() >= l.p.cfg.MaxWaiting || l.p.Waiting() >= l.p.cfg.MaxWaitingTotal && in.Waiting() > 0
 }
 
 // judge compares a status with this memory, and notes a repeat's version.
@@ -211,7 +212,7 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 	}
 	e := l.entries[k]
 	if e == nil {
-		e = &entry{key: k, in: in}
+		e = &entry{key: k, in: in, listed: h.Snapshot}
 		if m, ok := l.known.Peek(k); ok {
 			e.memory = *m
 		}
@@ -226,8 +227,7 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 		e.waiting = change
 		if e.inFlight == nil {
 			l.entries[k] = e
-			in.waiting.Add(1)
-			l.p.waiting.Add(1)
+			in.begins(e)
 		}
 	case !e.waiting.Fold(change):
 		return false
@@ -314,7 +314,7 @@ func (l *lane) take(limit int) []*entry {
 // or waits on if more was heard meanwhile.
 func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
 	l.mu.Lock()
-	settled := make(map[*Intake]int)
+	settled := make(map[*Intake]settlement)
 	for i, e := range entries {
 		if l.entries[e.key] != e {
 			continue // dropped with its intake
@@ -328,10 +328,10 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
 			continue
 		}
 		delete(l.entries, e.key)
-		settled[e.in]++
+		settled[e.in] = settled[e.in].with(e)
 		after.generation, after.kind = heard.generation, heard.kind
 		after.version = max(after.version, heard.version)
-		if after.until.IsZero() {
+		if after.until == 0 {
 			l.known.Add(e.key, &after)
 		} else {
 			l.known.Remove(e.key)
@@ -388,12 +388,12 @@ func (l *lane) forget(in *Intake, id status.InstanceID) {
 // drop forgets all that waits in an intake.
 func (l *lane) drop(in *Intake) {
 	l.mu.Lock()
-	dropped := 0
+	var dropped settlement
 	for k, e := range l.entries {
 		if k.tag == in.tag {
 			delete(l.entries, k)
 			e.waiting = nil
-			dropped++
+			dropped = dropped.with(e)
 		}
 	}
 	in.queues[l.index] = queue{}

@@ -67,8 +67,8 @@ type Config struct {
 	// DedupEntries bounds the instances that are remembered; 131,072 if 0.
 	DedupEntries int
 	// MaxWaiting bounds the instances of a shard that wait; 50,000 if 0.
-	// Beyond it a stream ends. Entries of a snapshot wait sooner, at a fifth
-	// of it: they can be asked for at leisure.
+	// Beyond it a stream ends. Of entries of snapshots only as many wait as keep
+	// the lanes busy: they can be asked for at leisure.
 	MaxWaiting int
 	// MaxWaitingTotal bounds the instances of all shards that wait; four
 	// times MaxWaiting if 0. It holds a shard back only while something of
@@ -91,6 +91,16 @@ type Config struct {
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+}
+
+// snapshotShards is how many shards may fill their share of entries of snapshots
+// before it becomes smaller for all.
+const snapshotShards = 4
+
+// snapshotLimit bounds the entries of a shard's snapshots that wait: two batches
+// for each lane, so that no lane waits for the reading.
+func (c *Config) snapshotLimit() int64 {
+	return int64(max(min(2*c.Lanes*c.BatchLimit, c.MaxWaiting/5), 1))
 }
 
 func (c *Config) setDefaults() error {
@@ -136,8 +146,9 @@ type Pipeline struct {
 	// remember: what was remembered for an earlier term of the same shard is
 	// out of reach.
 	tags atomic.Uint32
-	// waiting is the sum of the intakes' waiting.
-	waiting atomic.Int64
+	// waiting is the sum of the intakes' waiting, entries that of those that came
+	// from snapshots.
+	waiting, entries atomic.Int64
 
 	// mu guards intakes and running. It is never held together with a lane's
 	// or an intake's mutex.

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -516,6 +517,80 @@ func TestFloodEndsTheStream(t *testing.T) {
 	drain(t, in)
 	b.stop()
 	close(db.entered)
+}
+
+// TestSnapshotLeavesRoom: however large a snapshot is, only a part of it waits,
+// and the stream is heard meanwhile.
+func TestSnapshotLeavesRoom(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	b := newBench(t, db, publisher, Config{Lanes: 2, BatchLimit: 10, MaxWaiting: 1000})
+	in := b.own(t, "eu01")
+	entry := func(n int) status.Heard {
+		h := heard(t, instance(n), 1, "x")
+		h.Snapshot = true
+		return h
+	}
+	taken, err := 0, error(nil)
+	for ; err == nil; taken++ {
+		err = in.Offer(entry(taken))
+	}
+	if taken--; !errors.Is(err, upstream.ErrFull) || taken != 40 {
+		t.Fatalf("%d entries taken, then %v; want two batches for each of two lanes, then ErrFull", taken, err)
+	}
+	for n := range 100 {
+		offer(t, in, heard(t, instance(1000+n), 1, "y"))
+	}
+	none, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := in.Room(none); !errors.Is(err, context.Canceled) {
+		t.Errorf("there is room while nothing is written: %v", err)
+	}
+	go func() {
+		for range db.entered {
+		}
+	}()
+	close(db.gate)
+	for n := taken; n < 200; n++ {
+		for err := in.Offer(entry(n)); err != nil; err = in.Offer(entry(n)) {
+			if !errors.Is(err, upstream.ErrFull) || in.Room(t.Context()) != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	drain(t, in)
+	if in.Partial() {
+		t.Error("an entry was left out")
+	}
+	if waiting, entries := b.Waiting(), b.entries.Load(); waiting != 0 || entries != 0 {
+		t.Errorf("%d wait in the end, %d of snapshots", waiting, entries)
+	}
+	b.stop()
+	close(db.entered)
+}
+
+// TestPreparedShardHearsALargeSnapshotToItsEnd: nothing makes room before it is
+// owned, so what finds none is left out and has to be asked for again.
+func TestPreparedShardHearsALargeSnapshotToItsEnd(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{Lanes: 2, BatchLimit: 10, MaxWaiting: 1000})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 500 {
+		h := heard(t, instance(n), 1, "x")
+		h.Snapshot = true
+		offer(t, in, h)
+	}
+	if in.Waiting() != 40 || !in.Partial() {
+		t.Errorf("%d of 500 entries wait, partial %t; want 40, true", in.Waiting(), in.Partial())
+	}
+	if err := in.Own(db.raise(in.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, in)
+	b.stop()
 }
 
 // TestSameOutcome: lanes, batch limits and restarts do not show in the rows.

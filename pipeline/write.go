@@ -232,10 +232,10 @@ func remembered(result store.Result, e *entry, now time.Time) memory {
 	change := e.inFlight
 	switch {
 	case result.Outcome == store.Unknown:
-		return memory{until: now.Add(ignorance)}
+		return memory{until: now.Add(ignorance).UnixNano()}
 	case result.Outcome == store.Foreign:
 		// The same instance may change hands; a look now and then will do.
-		return memory{until: now.Add(ignorance)}
+		return memory{until: now.Add(ignorance).UnixNano()}
 	case result.Outcome == store.Stale && result.Stored != change.Version:
 		return memory{version: result.Stored}
 	}

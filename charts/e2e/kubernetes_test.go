@@ -263,7 +263,7 @@ func TestChartUnderLoad(t *testing.T) {
 	t.Logf("installed with 3 replicas in %v", time.Since(began).Round(100*time.Millisecond))
 	w.must("helm", "-n", w.namespace, "test", release)
 
-	postgres := os.Getenv("TRESTLE_E2E_POSTGRES")
+	postgres, stop := os.Getenv("TRESTLE_E2E_POSTGRES"), make(chan struct{})
 	var err error
 	w.test, err = loadtest.New(loadtest.Config{
 		Work: loadtest.Work{
@@ -271,7 +271,7 @@ func TestChartUnderLoad(t *testing.T) {
 			Rate: rate(), Instances: 1500 + int(rate()*loadFor.Seconds()/7), Duration: loadFor,
 		},
 		Postgres: postgres, Redis: os.Getenv("TRESTLE_E2E_REDIS"), Installation: "local", NeverDrop: true, Snapshots: 2,
-		Settle: patience, Silence: 20 * time.Second, Ready: patience,
+		Settle: patience, Silence: 20 * time.Second, Ready: patience, Stop: stop,
 		Listen:   func(int) string { return net.JoinHostPort(os.Getenv("TRESTLE_E2E_LISTEN"), "0") },
 		Register: func(ctx context.Context, c []loadtest.Cluster) error { return loadtest.Register(ctx, postgres, c) },
 	})
@@ -288,6 +288,7 @@ func TestChartUnderLoad(t *testing.T) {
 		results <- result{report, err}
 	}()
 	w.story()
+	close(stop)
 	r := <-results
 	if r.err != nil {
 		t.Fatal(r.err)
@@ -305,8 +306,8 @@ func TestChartUnderLoad(t *testing.T) {
 	t.Logf("| step | took | moves | most a shard | p50 before (ms) | p99.9 before | p50 meanwhile | p99.9 meanwhile | longest |\n%s", strings.Join(w.rows, "\n"))
 }
 
-// loadFor is how long updates are sent: the story fits into it.
-const loadFor = 5 * time.Minute
+// loadFor is how long updates are sent at most: the story fits into it.
+const loadFor = 15 * time.Minute
 
 // repeatsOnly: after a crash the last publishes may come again.
 func repeatsOnly(r *loadtest.Report) bool {

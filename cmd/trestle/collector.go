@@ -15,16 +15,22 @@ const (
 	// at twice what is in use, which for a small installation is dozens of
 	// times a second.
 	heapGoal = 88 << 20
+	// breathing is how much garbage there may be whatever is in use, so that the
+	// memory of a process that remembers all it may stays within its bounds, and
+	// spared what a large heap may not add to itself.
+	breathing, spared = 32 << 20, 64 << 20
 	// leastGrowth and mostGrowth bound by how much, in percent of what is in
 	// use, the heap may grow.
-	leastGrowth, mostGrowth = 100, 900
+	leastGrowth, mostGrowth = 20, 900
 )
 
 // relaxCollector lets the collector work more seldom while little memory is in
 // use, until stop is called. Whoever sets GOGC has decided by themselves.
 //
-// It looks at each collection, not at the clock: so the heap outgrows neither
-// the goal nor twice what was in use at the collection before.
+// It looks at each collection, not at the clock. Up to the goal the heap grows
+// as it likes; beyond it by some breathing space, and the more is in use the more
+// of that, up to once its size: what costs much to look through is looked through
+// seldom.
 func relaxCollector() (stop func()) {
 	if os.Getenv("GOGC") != "" {
 		return func() {}
@@ -69,5 +75,7 @@ func growth(live uint64) int {
 	if live == 0 {
 		return mostGrowth
 	}
-	return int(min(max((heapGoal/float64(live)-1)*100, leastGrowth), mostGrowth))
+	in := float64(live)
+	goal := max(heapGoal, in+breathing, 2*in-spared)
+	return int(min(max((goal/in-1)*100, leastGrowth), mostGrowth))
 }

@@ -11,7 +11,7 @@ func TestGrowth(t *testing.T) {
 		live uint64
 		want int
 	}{
-		{0, 900}, {1 << 20, 900}, {22 << 20, 300}, {44 << 20, 100}, {60 << 20, 100}, {1 << 40, 100},
+		{0, 900}, {1 << 20, 900}, {22 << 20, 300}, {44 << 20, 100}, {64 << 20, 50}, {96 << 20, 33}, {128 << 20, 50}, {1 << 40, 99},
 	} {
 		if got := growth(c.live); got != c.want {
 			t.Errorf("with %d bytes in use: %d %%, want %d", c.live, got, c.want)

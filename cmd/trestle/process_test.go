@@ -26,7 +26,6 @@ import (
 	"github.com/trestle-bridge/trestle/internal/devstack/devstacktest"
 	"github.com/trestle-bridge/trestle/internal/devstack/faultproxy"
 	"github.com/trestle-bridge/trestle/loadtest"
-	"github.com/trestle-bridge/trestle/loadtest/oracle"
 )
 
 // patience is how long anything may take before a test says that it does not
@@ -208,24 +207,6 @@ type world struct {
 	url             string // of the database, past the proxy
 	db              *pgx.Conn
 	postgres, redis *faultproxy.Proxy
-	// failures says that something fails that the load test does not notice:
-	// what was told last may be told again then.
-	failures bool
-}
-
-// repeatsOnly says whether all that is wrong are publishes that came again.
-// That the newest one comes last is asked for all the same.
-func repeatsOnly(r *loadtest.Report) bool {
-	v := r.Verdict
-	if r.Unsettled != "" || v.Lost+v.Wrong+v.Unpublished+v.Early+v.Malformed > 0 {
-		return false
-	}
-	for _, d := range v.Differences {
-		if d.Kind == oracle.Regressed && !strings.HasPrefix(d.Field, "chan:") {
-			return false
-		}
-	}
-	return v.Regressed <= len(v.Differences)
 }
 
 func newWorld(t *testing.T) *world {
@@ -325,7 +306,7 @@ func (w *world) play(cfg loadtest.Config, story func(*loadtest.Test)) {
 		if r.err != nil {
 			w.t.Fatal(r.err)
 		}
-		if !r.report.OK() && !(w.failures && repeatsOnly(r.report)) {
+		if !r.report.OK() {
 			w.t.Errorf("%s\n%+v", r.report.Unsettled, r.report.Verdict)
 		}
 		if r.report.Gaps > 0 {

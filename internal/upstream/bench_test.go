@@ -47,6 +47,7 @@ func (s *tally) Offer(status.Heard) error {
 }
 func (s *tally) Invalid(err error)                 { panic(err) }
 func (s *tally) Drained(ctx context.Context) error { return ctx.Err() }
+func (s *tally) Room(ctx context.Context) error    { return ctx.Err() }
 func (s *tally) Subscribed()                       {}
 
 func benchClient(b *testing.B, f *fakeCluster, sink Sink) *Client {

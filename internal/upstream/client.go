@@ -22,12 +22,12 @@ var ErrFull = errors.New("too many new instances wait")
 var errSilent = errors.New("snapshots hold changes that the stream did not bring")
 
 // Sink takes what is heard. Its methods are called by several goroutines at
-// once. Only Drained may wait.
+// once. Only Drained and Room may wait.
 type Sink interface {
 	// Offer hands over one status; h.Raw is valid only during the call. It
 	// waits for no database and no network. After ErrFull the stream ends,
 	// and is taken up again when Drained returns; a snapshot offers the same
-	// status again then. Any other error ends the stream or snapshot too, and
+	// status again when Room does. Any other error ends the stream or snapshot too, and
 	// is tried again with backoff.
 	Offer(h status.Heard) error
 	// Invalid is told of a status that cannot be used, a *status.InvalidError
@@ -36,6 +36,9 @@ type Sink interface {
 	// Drained blocks until statuses may be offered again, or ctx ends, whose
 	// error it returns then.
 	Drained(ctx context.Context) error
+	// Room blocks until an entry of a snapshot may be offered again, or ctx ends,
+	// whose error it returns then.
+	Room(ctx context.Context) error
 	// Subscribed says that a new subscription begins. What was heard on the
 	// stream before no longer stands against an unversioned snapshot entry;
 	// entries of an earlier subscription's snapshot that are unversioned are
@@ -133,8 +136,11 @@ type Client struct {
 	// for. Size 1: a newer one takes the place of one that nobody has taken
 	// up. Only the subscription loop sends.
 	established chan uint64
-	synced      chan struct{}
-	syncedOnce  sync.Once
+	// asked says that somebody wants a snapshot; size 1, so that wishes coalesce
+	// and nobody blocks.
+	asked      chan struct{}
+	synced     chan struct{}
+	syncedOnce sync.Once
 
 	// heard counts the messages of all streams, lastHeard is when the last
 	// one came, in Unix nanoseconds.
@@ -203,6 +209,7 @@ func New(cfg Config) (*Client, error) {
 		tls:         secured,
 		codec:       newCodec(),
 		established: make(chan uint64, 1),
+		asked:       make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 	}, nil
 }
@@ -225,6 +232,16 @@ func (c *Client) Run(ctx context.Context) error {
 // Synced is closed when all of a snapshot has been offered that was asked for
 // under a subscription that was still open at its end.
 func (c *Client) Synced() <-chan struct{} { return c.synced }
+
+// Ask asks for a snapshot as soon as one can be taken: after the one under way,
+// if there is one. Without a subscription it does nothing, for the next one
+// begins with a snapshot.
+func (c *Client) Ask() {
+	select {
+	case c.asked <- struct{}{}:
+	default: // it is asked for already
+	}
+}
 
 // State is for health, lag and consoles.
 func (c *Client) State() State {

@@ -416,6 +416,19 @@ func TestFullSinkHoldsASnapshotWhereItStands(t *testing.T) {
 	}
 }
 
+// Whoever wants a snapshot gets one that begins after the wish.
+func TestAskedForSnapshot(t *testing.T) {
+	f := newFake(t)
+	f.start(t, nil)
+	c := run(t, f, func(cfg *Config) {
+		cfg.Timing.SecondLook, cfg.Timing.Every, cfg.Timing.Silence = time.Millisecond, time.Hour, time.Hour
+	})
+	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	f.setQuietly(at(1, 1))
+	c.Ask()
+	c.sink.awaitVersion(t, id(1), 1)
+}
+
 // A stream that the server keeps open and forgets is found out.
 func TestForgottenStreamIsFoundOut(t *testing.T) {
 	f := newFake(t)

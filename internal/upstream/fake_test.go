@@ -316,6 +316,8 @@ func (r *recorder) Drained(ctx context.Context) error {
 	}
 }
 
+func (r *recorder) Room(ctx context.Context) error { return r.Drained(ctx) }
+
 func (r *recorder) Subscribed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -43,6 +43,12 @@ func (c *Client) takeSnapshots(ctx context.Context, metrics *clusterMetrics) {
 			p.begin(time.Now())
 			timer.Reset(0)
 			continue
+		case <-c.asked:
+			if p.generation != 0 {
+				p.asked = true
+				timer.Reset(0)
+			}
+			continue
 		case <-timer.C:
 		}
 		if wait := p.wait(time.Now(), c.lastSign()); wait > 0 {
@@ -89,7 +95,7 @@ func (c *Client) takeSnapshot(ctx context.Context, p *plan, metrics *clusterMetr
 	if c.current(p.generation) {
 		c.syncedOnce.Do(func() { close(c.synced) })
 	}
-	p.failures, p.last = 0, began
+	p.failures, p.last, p.asked = 0, began, false
 	p.taken++
 	switch p.silence.judge(look, c.heard.Load()) {
 	case dead:
@@ -167,10 +173,10 @@ func (c *Client) offerEntry(ctx context.Context, generation uint64, h status.Hea
 			return err
 		}
 		waiting, cancel := context.WithTimeout(ctx, c.cfg.Timing.Pause)
-		err = c.cfg.Sink.Drained(waiting)
+		err = c.cfg.Sink.Room(waiting)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("wait for the sink to drain: %w", err)
+			return fmt.Errorf("wait for room in the sink: %w", err)
 		}
 	}
 }
@@ -192,6 +198,7 @@ type plan struct {
 	taken      int       // snapshots of it that succeeded
 	failures   int       // in a row
 	last       time.Time // when the last one that succeeded began
+	asked      bool      // somebody wants one now
 	silence    silence
 }
 
@@ -201,9 +208,9 @@ func (p *plan) begin(now time.Time) {
 
 // wait is the time until the next snapshot is due, if it is not yet: the
 // period after the last one, or sooner if the stream stays quiet. The first
-// two, and one that settles a suspicion, are due whenever they are asked for.
+// two, one that settles a suspicion and one that somebody wants are due at once.
 func (p *plan) wait(now, heard time.Time) time.Duration {
-	if p.taken < 2 || p.failures > 0 || p.silence.suspect {
+	if p.taken < 2 || p.failures > 0 || p.silence.suspect || p.asked {
 		return 0
 	}
 	due := p.last.Add(p.timing.Every)

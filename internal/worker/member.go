@@ -81,6 +81,16 @@ func (m *member) deaf() bool {
 	return !state.Connected && state.Reconnects > 0
 }
 
+// ask asks the cluster for a snapshot, if it is heard.
+func (m *member) ask() {
+	m.mu.Lock()
+	client := m.client
+	m.mu.Unlock()
+	if client != nil {
+		client.Ask()
+	}
+}
+
 // retarget says where the cluster is.
 func (m *member) retarget(cluster upstream.Cluster) {
 	m.mu.Lock()
@@ -224,6 +234,9 @@ func (m *member) own(fence shard.Fence) error {
 	}
 	if err := m.intake.Own(fence); err != nil {
 		return fmt.Errorf("own %s: %w", m.id, err)
+	}
+	if m.intake.Partial() {
+		m.ask()
 	}
 	m.w.mu.Lock()
 	defer m.w.mu.Unlock()

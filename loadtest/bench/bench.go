@@ -74,6 +74,8 @@ func measurements() []measurement {
 		{"P6", (*bench).memory},
 		{"P7", (*bench).clusters},
 		{"P8", (*bench).replicas},
+		{"P9", (*bench).takingOver},
+		{"P10", (*bench).moving},
 		{"P11", (*bench).planning},
 		{"P12", (*bench).sweeping},
 	}
@@ -102,9 +104,8 @@ type bench struct {
 	latencies []report.Latencies
 	unsound   []error
 	databases int
-	// limits that several figures need, measured once; 0: not yet.
+	// rawStream is a limit that several figures need, measured once; 0: not yet.
 	rawStream float64
-	stormRate float64
 }
 
 // Run measures, prints the table and writes the results. A target that is

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -215,6 +216,24 @@ func (r *Replica) ExitCode() int {
 
 // CPU is the processor time used so far, in units of 10 ms.
 func (r *Replica) CPU() (time.Duration, error) { return r.proc.CPU() }
+
+// Memory is what the process holds of the machine's, in bytes.
+func (r *Replica) Memory() (int64, error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.proc.PID))
+	if err != nil {
+		return 0, fmt.Errorf("read the memory of %s: %w", r.Name, err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if kilobytes, found := strings.CutPrefix(line, "VmRSS:"); found {
+			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(kilobytes), " kB"), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read the memory of %s: %w", r.Name, err)
+			}
+			return n << 10, nil
+		}
+	}
+	return 0, fmt.Errorf("the system does not tell the memory of %s", r.Name)
+}
 
 // Ready says why the replica is not ready for shards.
 func (r *Replica) Ready(ctx context.Context) error {

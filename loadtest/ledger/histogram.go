@@ -93,3 +93,34 @@ func (h *Histogram) Quantile(q float64) time.Duration {
 	}
 	return h.max
 }
+
+// Compact is what a histogram holds in little room, to keep many of them. The
+// zero value is empty.
+type Compact struct {
+	buckets []int32
+	counts  []int64
+	count   int64
+	max     time.Duration
+	sum     time.Duration
+}
+
+// Compact copies what has been added so far.
+func (h *Histogram) Compact() Compact {
+	c := Compact{count: h.count, max: h.max, sum: h.sum}
+	for b, n := range h.counts {
+		if n != 0 {
+			c.buckets, c.counts = append(c.buckets, int32(b)), append(c.counts, n)
+		}
+	}
+	return c
+}
+
+// MergeCompact adds the durations of a compact one.
+func (h *Histogram) MergeCompact(c Compact) {
+	for i, b := range c.buckets {
+		h.counts[b] += c.counts[i]
+	}
+	h.count += c.count
+	h.sum += c.sum
+	h.max = max(h.max, c.max)
+}

@@ -39,10 +39,25 @@ type Config struct {
 	// that the ledger need not keep it. It is called concurrently.
 	Count   int
 	Subject func(number int) Subject
+	// AmongOthers: the tables hold much that is not under test, so that Check
+	// asks for the rows by their keys instead of reading all.
+	AmongOthers bool
 	// Published, if set, is called when all that has been sent of an instance
 	// so far has been followed by a publish. It is called by the listener's
 	// goroutine and must not block.
 	Published func(number int)
+	// Followed, if set, is called for each change when a publish of its instance
+	// has followed it: the number of its cluster, when it was sent (in an open
+	// loop: due) and when the publish came. It is called by the listener's
+	// goroutine, under the ledger's lock: it must not block, nor call the ledger.
+	Followed func(cluster int, sent, published time.Time)
+	// Sending, if set, is called for each message that Sent is told of: the
+	// number of its cluster, the time that Sent was given, and whether it must
+	// take effect. Heard is called for each publish of an instance, with the time
+	// since sending of each change that it is the first to follow. Both are
+	// called as Followed is, and what Heard is given is its own for the call only.
+	Sending func(cluster int, at time.Time, change bool)
+	Heard   func(cluster int, at time.Time, followed []time.Duration)
 }
 
 // Counts are the sums of a run so far.
@@ -86,7 +101,9 @@ type Ledger struct {
 	said    map[int32]*said
 	samples map[int32]sample
 	latency Histogram
-	counts  Counts
+	// followed is room for what Heard is given.
+	followed []time.Duration
+	counts   Counts
 	// faults are the first publishes that were wrong in themselves.
 	faults []oracle.Difference
 	// changed is closed and replaced when nothing is pending any more.
@@ -112,6 +129,8 @@ type entry struct {
 	// cut: updates or publishes may have been lost or made twice; overtaken: a
 	// snapshot may have overtaken updates.
 	cut, overtaken bool
+	// retold: publishes may have come twice, though no update was missed.
+	retold bool
 }
 
 // said is what the channels have said of a prebuild.
@@ -206,6 +225,9 @@ func (l *Ledger) Sent(number int, at time.Time) {
 	}
 	e.sent = append(e.sent, at.Sub(l.epoch))
 	l.count(e.script.Steps[step].Kind, 1)
+	if l.cfg.Sending != nil {
+		l.cfg.Sending(int(e.cluster), at, e.applied[step])
+	}
 	if e.applied[step] {
 		l.counts.Changes++
 		if e.changes++; e.waiting == 0 {
@@ -247,6 +269,17 @@ func (l *Ledger) Cut(cluster int) {
 	l.mark(func(e *entry) {
 		if int(e.cluster) == cluster && len(e.sent) > 0 {
 			e.cut = true
+		}
+	})
+}
+
+// Retold records that something failed that loses no update, but makes the
+// service tell again what it has told (a crash, an outage of Redis): of the
+// instances sent so far, publishes may come twice, ending with the newest.
+func (l *Ledger) Retold() {
+	l.mark(func(e *entry) {
+		if len(e.sent) > 0 {
+			e.retold = true
 		}
 	})
 }
@@ -321,12 +354,20 @@ func (l *Ledger) heardInstance(number int32, at time.Time) (publish int32) {
 	l.counts.LastPublish = at
 	e.publishes++
 	e.last = now
+	l.followed = l.followed[:0]
 	for i, step := range e.sent[e.followed:] {
 		if e.applied[int(e.followed)+i] {
 			l.latency.Add(now - step)
+			l.followed = append(l.followed, now-step)
+			if l.cfg.Followed != nil {
+				l.cfg.Followed(int(e.cluster), l.epoch.Add(step), at)
+			}
 		}
 	}
 	e.followed = int32(len(e.sent))
+	if l.cfg.Heard != nil {
+		l.cfg.Heard(int(e.cluster), at, l.followed)
+	}
 	if e.changes == 0 {
 		l.fault(oracle.Difference{Kind: oracle.Early, Instance: script.FormatUUID(l.cfg.Subject(int(number)).ID.Instance),
 			Scenario: e.script.Name, Field: "publish", Want: "none: nothing has changed", Got: "a publish"})

@@ -332,6 +332,62 @@ func TestAfterACut(t *testing.T) {
 	}
 }
 
+// What is told again after a failure is no fault; that the newest is not told,
+// or a value is wrong, still is.
+func TestAfterSomethingWasRetold(t *testing.T) {
+	w := newWorld(t, nil)
+	n := w.number("prebuild")
+	w.play(n)
+	w.Retold()
+	w.publish(n)
+	w.prebuildPublish(n, "building", "started")
+	w.prebuildPublish(n, "available", "finish-success")
+	if v := w.verdict(n, w.expected(n)); !v.OK() || v.Exact != 1 {
+		t.Errorf("%+v", v)
+	}
+	got := w.expected(n)
+	got.Row.Started = time.Time{}
+	if v := w.verdict(n, got); v.Wrong != 1 {
+		t.Errorf("a time that is missing: %+v", v)
+	}
+	w.prebuildPublish(n, "building", "started")
+	if v := w.verdict(n, w.expected(n)); v.Unpublished != 1 {
+		t.Errorf("an old state told last: %+v", v)
+	}
+	// What is begun after that is told once.
+	later := w.number("lifecycle")
+	w.play(later)
+	w.publish(later)
+	if v := w.verdict(later, w.expected(later)); v.Doubled != 1 {
+		t.Errorf("begun later, and told twice: %+v", v)
+	}
+}
+
+func TestWhoeverLooksOnIsTold(t *testing.T) {
+	w := newWorld(t, nil)
+	var sent, changes, publishes, followed int
+	w.cfg.Sending = func(cluster int, at time.Time, change bool) {
+		sent++
+		if change {
+			changes++
+		}
+		if cluster != 0 || !at.Equal(w.now) {
+			t.Errorf("told of cluster %d at %v, want 0 at %v", cluster, at, w.now)
+		}
+	}
+	w.cfg.Heard = func(_ int, _ time.Time, latencies []time.Duration) {
+		publishes++
+		followed += len(latencies)
+	}
+	n := w.number("repeats")
+	w.send(n, len(w.scripts[n].Steps))
+	w.publish(n)
+	w.publish(n)
+	if c := w.Counts(); int64(sent) != c.Sent || int64(changes) != c.Changes || publishes != 2 || followed != changes {
+		t.Errorf("told of %d messages, %d changes, %d publishes that follow %d; counted %+v", sent, changes, publishes, followed, c)
+	}
+}
+
 func TestFloodRaisesTheVersionThatIsAccepted(t *testing.T) {
 	w := newWorld(t, nil)
 	n := w.number("back-to-stay")

@@ -76,8 +76,27 @@ func (i *Instance) TokenRows() []Token {
 	}
 }
 
-func (i *Instance) tokenHash(n int) string {
-	return hex.EncodeToString(append(i.ID.Instance[:], byte(n)))
+func (i *Instance) tokenHash(n int) string { return tokenHash(i.ID.Instance, n) }
+
+func tokenHash(instance [16]byte, n int) string {
+	return hex.EncodeToString(append(instance[:], byte(n)))
+}
+
+// TokenHashes are the keys of the tokens that an instance may have been seeded
+// with.
+func TokenHashes(instance [16]byte) []string {
+	some := Instance{Tokens: true, ID: script.Identity{Instance: instance, Owner: "0"}}
+	var hashes []string
+	for n := range some.TokenRows() {
+		hashes = append(hashes, tokenHash(instance, n))
+	}
+	return hashes
+}
+
+// Image is the image of an instance's workspace, by which what was seeded is
+// known again: its registry cannot exist.
+func Image(workspace string) string {
+	return "registry.eu.example.dev/workspace-images:" + workspace
 }
 
 // Phase is the phase of a row that no cluster has spoken of yet.
@@ -98,7 +117,8 @@ type Conn interface {
 
 // Seed inserts instances with all that belongs to them. The sequence is walked
 // once for each of the four tables, and must give the same each time. The tables
-// are filled one after the other, not in one transaction.
+// are filled one after the other, not in one transaction: that of the instances
+// first, by which the rest is found if the filling is broken off.
 func Seed(ctx context.Context, conn Conn, instances iter.Seq[Instance]) error {
 	now := time.Now()
 	tables := []struct {
@@ -106,10 +126,6 @@ func Seed(ctx context.Context, conn Conn, instances iter.Seq[Instance]) error {
 		columns []string
 		rows    func(Instance, func([]any) bool) bool
 	}{
-		{"workspace", []string{"id", "owner_id", "type", "organization_id", "project_id", "deleted"},
-			func(i Instance, yield func([]any) bool) bool {
-				return yield([]any{i.ID.Workspace, i.ID.Owner, string(i.Type), i.OrganizationID(), i.ProjectID(), false})
-			}},
 		{"workspace_instance", []string{"id", "workspace_id", "region", "creation_time", "ide_url", "workspace_image",
 			"workspace_class", "phase", "status_version", "status", "deleted"},
 			func(i Instance, yield func([]any) bool) bool {
@@ -118,7 +134,11 @@ func Seed(ctx context.Context, conn Conn, instances iter.Seq[Instance]) error {
 					created = now
 				}
 				return yield([]any{i.ID.Instance, i.ID.Workspace, i.Region, created, "",
-					"registry.eu.example.dev/workspace-images:" + i.ID.Workspace, "g1-standard", Phase, int64(0), i.Status(), false})
+					Image(i.ID.Workspace), "g1-standard", Phase, int64(0), i.Status(), false})
+			}},
+		{"workspace", []string{"id", "owner_id", "type", "organization_id", "project_id", "deleted"},
+			func(i Instance, yield func([]any) bool) bool {
+				return yield([]any{i.ID.Workspace, i.ID.Owner, string(i.Type), i.OrganizationID(), i.ProjectID(), false})
 			}},
 		{"prebuilt_workspace", []string{"id", "build_workspace_id", "project_id", "organization_id", "state",
 			"status_version", "snapshot", "error", "creation_time"},

@@ -1,7 +1,7 @@
 // Package faultproxy stands between a client and a server, and breaks their
 // connections in the ways that a network and a dying server do: refused, cut,
 // cut after the server has done its work but before the client hears of it,
-// or silent.
+// silent, or slow.
 //
 // Invariant: a connection is never mended. What was cut, or has lost a byte,
 // ends; new connections do as the proxy does at the time.
@@ -14,7 +14,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"time"
 )
 
 // Proxy forwards connections to a server. Its methods are safe for concurrent
@@ -29,6 +31,8 @@ type Proxy struct {
 	// down refuses; deaf throws away what the server answers; frozen lets
 	// nothing pass either way.
 	down, deaf, frozen bool
+	// delay is how late everything passes, each way.
+	delay time.Duration
 	// swallowed counts the bytes of answers that were thrown away.
 	swallowed int64
 	// changed is closed and replaced when something above has changed.
@@ -37,10 +41,13 @@ type Proxy struct {
 
 // New makes a proxy for a server at host:port, and listens on a free port of
 // the loopback interface.
-func New(target string) (*Proxy, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func New(target string) (*Proxy, error) { return Listen("127.0.0.1:0", target) }
+
+// Listen makes a proxy for a server at host:port that listens on an address.
+func Listen(address, target string) (*Proxy, error) {
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen for connections to %s: %w", target, err)
+		return nil, fmt.Errorf("listen on %s for connections to %s: %w", address, target, err)
 	}
 	return &Proxy{target: target, listener: listener, conns: make(map[net.Conn]struct{}), changed: make(chan struct{})}, nil
 }
@@ -82,7 +89,7 @@ func (p *Proxy) Up() {
 		if p.deaf || p.frozen {
 			p.cut()
 		}
-		p.down, p.deaf, p.frozen = false, false, false
+		p.down, p.deaf, p.frozen, p.delay = false, false, false, 0
 	})
 }
 
@@ -102,6 +109,10 @@ func (p *Proxy) Swallowed(ctx context.Context, bytes int64) error {
 // Freeze lets nothing pass any more, and ends nothing, until Up: a network
 // that drops packets.
 func (p *Proxy) Freeze() { p.change(func() { p.frozen = true }) }
+
+// Delay makes all that passes late, each way by so much, until Up: a slow
+// network, not a narrow one.
+func (p *Proxy) Delay(by time.Duration) { p.change(func() { p.delay = by }) }
 
 // Connections is the number of connections that stand.
 func (p *Proxy) Connections() int {
@@ -172,30 +183,58 @@ func (p *Proxy) forward(ctx context.Context, client net.Conn) {
 	reset(server)
 }
 
+// chunk is what was read at once, and when it is to go on.
+type chunk struct {
+	bytes []byte
+	due   time.Time
+}
+
 // copy carries bytes one way until either end is closed; answer says that they
 // come from the server.
 func (p *Proxy) copy(ctx context.Context, to, from net.Conn, answer bool) {
+	// Of some size, so that reading goes on while chunks are late.
+	chunks := make(chan chunk, 128)
+	broken := make(chan struct{})
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	defer close(broken)
+	reading.Go(func() {
+		defer close(chunks)
+		p.read(from, chunks, broken)
+	})
+	for c := range chunks {
+		pass, err := p.pass(ctx, from, c, answer)
+		if err == nil && pass {
+			_, err = to.Write(c.bytes)
+		}
+		if err != nil {
+			reset(to)
+			reset(from) // which ends the reading
+			return
+		}
+	}
+	// An orderly end is passed on as one.
+	if half, ok := to.(*net.TCPConn); !ok || half.CloseWrite() != nil {
+		reset(to)
+	}
+}
+
+// read reads until the end, whatever kind of end that is.
+func (p *Proxy) read(from net.Conn, chunks chan<- chunk, broken <-chan struct{}) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 {
-			pass, waitErr := p.pass(ctx, from, n, answer)
-			if waitErr != nil {
-				reset(to)
+			p.mu.Lock()
+			delay := p.delay
+			p.mu.Unlock()
+			select {
+			case chunks <- chunk{slices.Clone(buffer[:n]), time.Now().Add(delay)}:
+			case <-broken:
 				return
-			}
-			if pass {
-				if _, writeErr := to.Write(buffer[:n]); writeErr != nil {
-					reset(from)
-					return
-				}
 			}
 		}
 		if err != nil {
-			// An orderly end is passed on as one.
-			if half, ok := to.(*net.TCPConn); !ok || half.CloseWrite() != nil {
-				reset(to)
-			}
 			return
 		}
 	}
@@ -203,9 +242,15 @@ func (p *Proxy) copy(ctx context.Context, to, from net.Conn, answer bool) {
 
 var errCut = errors.New("the connection was cut")
 
-// pass says whether bytes that have been read go on. While the proxy is
-// frozen it waits; then the connection is cut.
-func (p *Proxy) pass(ctx context.Context, from net.Conn, n int, answer bool) (bool, error) {
+// pass says whether bytes that have been read go on, when they are due. While
+// the proxy is frozen it waits; then the connection is cut.
+func (p *Proxy) pass(ctx context.Context, from net.Conn, c chunk, answer bool) (bool, error) {
+	if wait := time.Until(c.due); wait > 0 {
+		late, cancel := context.WithTimeout(ctx, wait)
+		// A cut ends the waiting, too.
+		_ = p.await(late, func() bool { return !p.stands(from) })
+		cancel()
+	}
 	if err := p.await(ctx, func() bool { return !p.frozen || !p.stands(from) }); err != nil {
 		return false, err
 	}
@@ -216,7 +261,7 @@ func (p *Proxy) pass(ctx context.Context, from net.Conn, n int, answer bool) (bo
 		return false, errCut
 	}
 	if swallow {
-		p.change(func() { p.swallowed += int64(n) })
+		p.change(func() { p.swallowed += int64(len(c.bytes)) })
 	}
 	return !swallow, nil
 }

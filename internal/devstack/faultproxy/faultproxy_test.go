@@ -185,3 +185,46 @@ func TestServerAway(t *testing.T) {
 	}
 	refuses(t, proxy)
 }
+
+func TestDelayMakesLateAndKeepsOrder(t *testing.T) {
+	proxy, server := start(t)
+	c := dial(t, proxy)
+	const late = 40 * time.Millisecond
+	proxy.Delay(late)
+	begun := time.Now()
+	lines := []string{"one", "two", "three"}
+	for _, line := range lines {
+		if _, err := c.Write([]byte(line + "\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, line := range lines {
+		if got, err := c.answers.ReadString('\n'); err != nil || got != line+"\n" {
+			t.Fatalf("got %q, %v; want %q", got, err, line)
+		}
+		if got := <-server.lines; got != line {
+			t.Errorf("the server got %q, want %q", got, line)
+		}
+	}
+	// There and back again: no sooner, however busy the machine is.
+	if took := time.Since(begun); took < 2*late {
+		t.Errorf("an answer came after %v, with a delay of %v each way", took, late)
+	}
+	// What is on its way is lost when the connection is cut.
+	proxy.Delay(time.Hour)
+	if _, err := c.Write([]byte("never\n")); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Cut()
+	if _, err := c.answers.ReadString('\n'); err == nil {
+		t.Error("a cut connection answers")
+	}
+	proxy.Up()
+	again := dial(t, proxy)
+	if _, err := again.Write([]byte("four\n")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := again.answers.ReadString('\n'); err != nil || got != "four\n" {
+		t.Errorf("after Up: %q, %v", got, err)
+	}
+}
