@@ -68,7 +68,6 @@ verify: generate ## Prove that generated code and go.mod are what is checked in
 		echo 'proto/ is not what is checked in: run make generate and commit' >&2; exit 1; \
 	fi
 	go mod tidy -diff
-	cd charts/check && go mod tidy -diff
 	go mod verify
 
 .PHONY: bench
