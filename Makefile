@@ -42,6 +42,7 @@ test: ## Vet and test everything, the concurrent parts under the race detector
 .PHONY: chart
 chart: ## Check the Helm chart, its alerts and its dashboard (a module of its own)
 	cd charts/check && go vet ./... && go test -timeout '$(TEST_TIMEOUT)' ./...
+	cd charts/alerts && go vet ./... && go test -timeout '$(TEST_TIMEOUT)' ./...
 
 .PHONY: race
 race: ## Test everything under the race detector

@@ -5,6 +5,7 @@ package check
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
@@ -70,17 +72,22 @@ func render(c *chart.Chart, v map[string]any) (map[string]string, error) {
 	return engine.Engine{Strict: true}.Render(c, r)
 }
 
+// decoder refuses what the types do not have. It takes longer to make than to use.
+var decoder = sync.OnceValues(func() (runtime.Decoder, error) {
+	s := runtime.NewScheme()
+	if err := errors.Join(scheme.AddToScheme(s), monitoring.AddToScheme(s)); err != nil {
+		return nil, err
+	}
+	return serializer.NewCodecFactory(s, serializer.EnableStrict).UniversalDeserializer(), nil
+})
+
 // objects decodes what was rendered, strictly: unknown fields, wrong types and
 // keys that stand twice are errors.
 func objects(files map[string]string) ([]runtime.Object, error) {
-	s := runtime.NewScheme()
-	if err := scheme.AddToScheme(s); err != nil {
+	decode, err := decoder()
+	if err != nil {
 		return nil, err
 	}
-	if err := monitoring.AddToScheme(s); err != nil {
-		return nil, err
-	}
-	decoder := serializer.NewCodecFactory(s, serializer.EnableStrict).UniversalDeserializer()
 	var all []runtime.Object
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if !strings.HasSuffix(name, ".yaml") {
@@ -90,7 +97,7 @@ func objects(files map[string]string) ([]runtime.Object, error) {
 			if strings.TrimSpace(document) == "" {
 				continue
 			}
-			o, _, err := decoder.Decode([]byte(document), nil, nil)
+			o, _, err := decode.Decode([]byte(document), nil, nil)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w\n%s", name, err, document)
 			}

@@ -132,6 +132,7 @@ tls:
 
 {{/* The configuration file. What the chart knows goes over what config says. */}}
 {{- define "trestle.config" -}}
+{{- include "trestle.validate" . -}}
 {{- $v := .Values -}}
 {{- $etcd := dict "endpoints" $v.etcd.endpoints "prefix" $v.etcd.prefix "leaseSeconds" $v.etcd.leaseSeconds -}}
 {{- if $v.quickstart.enabled -}}
@@ -159,10 +160,10 @@ tls:
 {{- if $v.grpc.roles -}}
 {{- $_ := set $grpc "roles" $v.grpc.roles -}}
 {{- end -}}
-{{- $bridges := $v.config.staticBridges | default list -}}
+{{- $bridges := get $v.config "staticBridges" | default list -}}
 {{- range $v.staticClusters -}}
 {{- $bridge := omit . "tlsSecret" -}}
-{{- if .tlsSecret -}}
+{{- if get . "tlsSecret" -}}
 {{- $dir := printf "/etc/trestle/clusters/%s" .name -}}
 {{- $_ := set $bridge "tls" (dict "ca" (printf "%s/ca.crt" $dir) "crt" (printf "%s/tls.crt" $dir) "key" (printf "%s/tls.key" $dir)) -}}
 {{- end -}}
@@ -172,7 +173,7 @@ tls:
   "installation" $v.installation
   "http" (dict "address" ":9500")
   "peer" (dict "listen" ":7070")
-  "clusterService" (mergeOverwrite (deepCopy ($v.config.clusterService | default dict)) $grpc)
+  "clusterService" (mergeOverwrite (deepCopy (get $v.config "clusterService" | default dict)) $grpc)
   "etcd" $etcd
   "shutdown" (dict "timeoutSeconds" $v.shutdown.drainSeconds)
   "migrations" (dict "atStart" (or (not $v.migrations.job) $v.quickstart.enabled))
@@ -180,7 +181,7 @@ tls:
 {{- if $bridges -}}
 {{- $_ := set $config "staticBridges" $bridges -}}
 {{- end -}}
-{{- $redis := mergeOverwrite (deepCopy ($v.config.redis | default dict)) (include "trestle.redisConfig" . | fromYaml) -}}
+{{- $redis := mergeOverwrite (deepCopy (get $v.config "redis" | default dict)) (include "trestle.redisConfig" . | fromYaml) -}}
 {{- if $redis -}}
 {{- $_ := set $config "redis" $redis -}}
 {{- end -}}
@@ -221,7 +222,7 @@ tls:
 {{- with $v.grpc.tls.existingSecret }}{{ $all = append $all (dict "name" "grpc-tls" "secret" . "path" "/etc/trestle/tls/grpc") }}{{ end -}}
 {{- with $v.grpc.tokens.existingSecret }}{{ $all = append $all (dict "name" "grpc-tokens" "secret" . "path" "/etc/trestle/tokens") }}{{ end -}}
 {{- range $i, $c := $v.staticClusters -}}
-{{- if $c.tlsSecret }}{{ $all = append $all (dict "name" (printf "cluster-%d" $i) "secret" $c.tlsSecret "path" (printf "/etc/trestle/clusters/%s" $c.name)) }}{{ end -}}
+{{- if get $c "tlsSecret" }}{{ $all = append $all (dict "name" (printf "cluster-%d" $i) "secret" $c.tlsSecret "path" (printf "/etc/trestle/clusters/%s" $c.name)) }}{{ end -}}
 {{- end -}}
 {{- toYaml $all -}}
 {{- end -}}

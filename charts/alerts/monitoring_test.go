@@ -1,4 +1,6 @@
-package check
+// Package alerts holds the tests of the alerts and of the dashboard of the chart. It
+// is a module of its own, since Prometheus is large.
+package alerts
 
 import (
 	"encoding/json"
@@ -14,7 +16,9 @@ import (
 	"github.com/prometheus/prometheus/promql/promqltest"
 )
 
-func alerts(t *testing.T) []rulefmt.Rule {
+const dir = "../trestle"
+
+func rules(t *testing.T) []rulefmt.Rule {
 	t.Helper()
 	text, err := os.ReadFile(dir + "/files/alerts.yaml")
 	if err != nil {
@@ -39,7 +43,7 @@ func TestAlertsAreExplained(t *testing.T) {
 	}
 	runbook := string(text)
 	known := map[string]bool{}
-	for _, rule := range alerts(t) {
+	for _, rule := range rules(t) {
 		known[rule.Alert] = true
 		if rule.Labels["severity"] == "" || rule.Annotations["summary"] == "" {
 			t.Errorf("%s has no severity or summary", rule.Alert)
@@ -82,7 +86,7 @@ func TestAlertsFire(t *testing.T) {
 		"TrestleInstancesHeld":    {"trestle_sweep_held_instances", `, workspace_cluster="eu01"`, "40x40", "0x40"},
 		"TrestleSweepsFail":       {"trestle_sweep_rounds_total", `, outcome="failed"`, "0+1x40", "1x40"},
 	}
-	for _, rule := range alerts(t) {
+	for _, rule := range rules(t) {
 		s, ok := series[rule.Alert]
 		if !ok {
 			t.Errorf("%s: no test", rule.Alert)
