@@ -122,9 +122,7 @@ func TestLint(t *testing.T) {
 // switches are what may be on or off, each with the values that it needs.
 var switches = []struct{ name, on string }{
 	{"redis by Secret", `{redis: {address: "", existingSecret: redis}}`},
-	{"Redis by TLS", `{redis: {tls: {enabled: true, existingSecret: redis-tls, clientCertificate: true}}}`},
-	{"etcd by TLS", `{etcd: {endpoints: ["https://etcd:2379"], tls: {existingSecret: etcd-tls}}}`},
-	{"Postgres by TLS", `{postgres: {tls: {existingSecret: pg-tls}}}`},
+	{"servers by TLS", `{redis: {tls: {enabled: true, existingSecret: redis-tls, clientCertificate: true}}, etcd: {endpoints: ["https://etcd:2379"], tls: {existingSecret: etcd-tls}}, postgres: {tls: {existingSecret: pg-tls}}}`},
 	{"gRPC exposed", `{grpc: {expose: true, tls: {existingSecret: grpc}, tokens: {existingSecret: tokens}, roles: [{name: admin, role: operator}]}}`},
 	{"static clusters", `{staticClusters: [{name: a, url: "a:8080", tlsSecret: a}, {name: b, url: "b:8080"}], config: {staticBridges: [{name: c, url: "c:8080"}]}}`},
 	{"no Job", `{migrations: {job: false}}`},
@@ -135,7 +133,7 @@ var switches = []struct{ name, on string }{
 	{"nothing made", `{podDisruptionBudget: {enabled: false}, serviceAccount: {create: false}, replicas: null, extraEnv: []}`},
 }
 
-// All 4,096 combinations of what may be on or off, besides the quickstart and
+// All 1,024 combinations of what may be on or off, besides the quickstart and
 // Sentinel, which stand apart.
 func TestAllCombinations(t *testing.T) {
 	c := load(t)
