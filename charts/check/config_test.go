@@ -24,7 +24,6 @@ func TestServiceTakesTheConfiguration(t *testing.T) {
 		"quickstart": {`{quickstart: {enabled: true}}`},
 		"all":        {required, `{redis: {tls: {enabled: true, existingSecret: r, clientCertificate: true}}, etcd: {endpoints: ["https://a:1"], tls: {existingSecret: e}}, staticClusters: [{name: a, url: "a:8080", tlsSecret: a, score: 7, govern: false}]}`},
 		"Sentinel":   {required, `{redis: {address: "", existingSecret: r, username: u, sentinel: {master: main, addresses: ["s1:26379", "s2:26379"]}, tls: {enabled: true}}}`},
-		"gRPC":       {required, `{grpc: {expose: true, tls: {existingSecret: g}, tokens: {existingSecret: t}, roles: [{name: a, role: viewer}]}}`},
 		"predecessor": {required, `{config: {controllerIntervalSeconds: 60, timeouts: {metaInstanceCheckIntervalSeconds: 60, pendingPhaseSeconds: 3600}, clusterService: {host: localhost, port: 8080},
 			staticBridges: [{name: dev, url: "localhost:12001", state: available, score: 50, maxScore: 100, govern: true, applicationCluster: x}]}}`},
 	} {
