@@ -37,6 +37,12 @@ test: ## Vet and test everything, the concurrent parts under the race detector
 	scripts/setup.sh --browser
 	go vet ./...
 	@.ci/test '$(RACED)' '$(TEST_TIMEOUT)'
+	$(MAKE) --no-print-directory chart
+
+.PHONY: chart
+chart: ## Check the Helm chart, its alerts and its dashboard (a module of its own)
+	cd charts/check && go vet ./... && go test -timeout '$(TEST_TIMEOUT)' ./...
+	cd charts/alerts && go vet ./... && go test -timeout '$(TEST_TIMEOUT)' ./...
 
 .PHONY: race
 race: ## Test everything under the race detector
@@ -80,6 +86,14 @@ e2e: build ## Play all scenarios against fleets of real processes: crashes, outa
 	scripts/setup.sh
 	bin/loadtest run --all $(E2EFLAGS)
 
+# What it needs stands in charts/e2e/doc.go. KUBERNETES_WRAP is a command that
+# begins the test where the cluster's network is.
+KUBERNETES_WRAP ?=
+.PHONY: e2e-kubernetes
+e2e-kubernetes: ## Install, upgrade and break the chart under load on the Kubernetes of KUBECONFIG
+	go test -c -o bin/e2e-kubernetes.test ./charts/e2e
+	cd charts/e2e && $(KUBERNETES_WRAP) $(CURDIR)/bin/e2e-kubernetes.test -test.v -test.count=1 -test.timeout 40m
+
 DURATION ?= 10m
 .PHONY: soak
 soak: build ## Play scenarios drawn from SEED for DURATION (default 10m), each against a fleet
@@ -97,6 +111,19 @@ fuzz: ## Fuzz every target for FUZZTIME (default 10s)
 			echo "fuzz $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$p" </dev/null; \
 		done; \
 	done
+
+IMAGE ?= trestle:$(VERSION)
+# docker, or another builder that takes its arguments, such as podman or buildah.
+DOCKER ?= docker
+CA_BUNDLE ?= /etc/ssl/certs/ca-certificates.crt
+
+.PHONY: image
+image: ## Build the image IMAGE (default trestle:VERSION) with DOCKER (default docker)
+	rm -rf bin/image && mkdir -p bin/image
+	CGO_ENABLED=0 go build $(BUILDFLAGS) -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/image/ ./cmd/...
+	mv bin/image/loadtest bin/image/trestle-loadtest
+	cp $(CA_BUNDLE) bin/image/ca-certificates.crt
+	$(DOCKER) build -f Dockerfile -t $(IMAGE) bin/image
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -85,7 +85,7 @@ func (p *program) root() *cobra.Command {
 	root.SetOut(p.streams.out)
 	root.SetErr(p.streams.err)
 	root.PersistentFlags().StringVar(&p.path, "config", "", "configuration, a YAML or JSON file ($"+config.PathVariable+")")
-	root.AddCommand(p.serve(), p.migrate(), p.config(), p.dev(), p.version())
+	root.AddCommand(p.serve(), p.migrate(), p.config(), p.dev(), p.ready(), p.version())
 	return root
 }
 

@@ -117,8 +117,12 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 
+	redisTLS, err := clientTLS("redis.tls", cfg.Redis.TLS, cfg.Redis.Material)
+	if err != nil {
+		return err
+	}
 	redis, err := publish.New(publish.Config{
-		Redis:      publish.Redis{URL: cfg.Redis.Server},
+		Redis:      publish.Redis{URL: cfg.Redis.Server, TLS: redisTLS},
 		Log:        log.With("component", "publish"),
 		Registerer: registry,
 	})

@@ -1,9 +1,6 @@
 package app
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -32,7 +29,11 @@ func etcdFiles(cfg config.Etcd, registerer prometheus.Registerer, log *slog.Logg
 // newEtcd makes a client. It does not connect, so it succeeds while etcd is
 // away; its errors are those of the configuration.
 func newEtcd(cfg config.Etcd, files *tlsfile.Store) (*clientv3.Client, error) {
-	secured, err := etcdTLS(cfg, files)
+	secured, err := clientTLS("etcd.tls", cfg.TLS, cfg.Material)
+	if files != nil && err == nil {
+		// Connections to come show what the files hold then.
+		secured.Certificates, secured.GetClientCertificate = nil, files.ClientCertificate
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -50,24 +51,4 @@ func newEtcd(cfg config.Etcd, files *tlsfile.Store) (*clientv3.Client, error) {
 		return nil, fmt.Errorf("make a client of etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
 	return client, nil
-}
-
-// etcdTLS gives nil for plain connections; the scheme of an endpoint without
-// files of its own means the system's authorities.
-func etcdTLS(cfg config.Etcd, files *tlsfile.Store) (*tls.Config, error) {
-	if cfg.TLS == (config.TLSFiles{}) {
-		return nil, nil
-	}
-	secured := &tls.Config{MinVersion: tls.VersionTLS12}
-	if len(cfg.Material.CA) > 0 {
-		secured.RootCAs = x509.NewCertPool()
-		if !secured.RootCAs.AppendCertsFromPEM(cfg.Material.CA) {
-			return nil, errors.New("etcd.tls.ca holds no certificate in PEM")
-		}
-	}
-	if files != nil {
-		// Connections to come show what the files hold then.
-		secured.GetClientCertificate = files.ClientCertificate
-	}
-	return secured, nil
 }

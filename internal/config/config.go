@@ -138,8 +138,11 @@ type Redis struct {
 	URL      secret.URL
 	Username string
 	Password secret.String
+	TLS      TLSFiles // zero = what the URL's scheme says, with the machine's authorities
 
 	Server secret.URL
+	// Material is what the files of TLS hold, once ReadFiles has been called.
+	Material TLSMaterial
 }
 
 // Etcd is what the replicas agree through.

@@ -252,7 +252,7 @@ func TestEveryKeyHasASample(t *testing.T) {
 	known := samples()
 	for _, k := range keys(&c) {
 		apart := k.Value == nil || k.NoFile || k.Path == bridgesKey || k.Path == rolesKey ||
-			strings.HasPrefix(k.Path, "etcd.tls.") || strings.HasPrefix(k.Path, "clusterService.tls.")
+			strings.HasPrefix(k.Path, "etcd.tls.") || strings.HasPrefix(k.Path, "redis.tls.") || strings.HasPrefix(k.Path, "clusterService.tls.")
 		if _, ok := known[k.Path]; !ok && !apart {
 			t.Errorf("%s is not tested", k.Path)
 		}
@@ -412,6 +412,8 @@ func TestRedis(t *testing.T) {
 		{"user of the URL stays", "redis: {username: n, password: q}", of{"TRESTLE_REDIS_URL": "redis://u:p@o:2"}, "redis://u:p@o:2"},
 		{"user of the URL yields", "redis: {url: 'redis://u:p@o:2'}", of{"REDIS_USERNAME": "n", "REDIS_PASSWORD": "q"}, "redis://n:q@o:2"},
 		{"same source", "", of{"TRESTLE_REDIS_URL": "redis://u@o:2", "REDIS_USERNAME": "n", "REDIS_PASSWORD": "q"}, "redis://u:q@o:2"},
+		{"Sentinel", "redis: {url: 'redis://s:1?master_name=m&addr=s2%3A1'}", of{"REDIS_USERNAME": "u", "REDIS_PASSWORD": "p&"}, "redis://s:1?addr=s2%3A1&master_name=m&password=p%26&username=u"},
+		{"user of Sentinel stays", "redis: {password: q}", of{"TRESTLE_REDIS_URL": "redis://su:sp@s:1?master_name=m&password=p"}, "redis://su:sp@s:1?master_name=m&password=p"},
 		{"URL without user", "", of{"TRESTLE_REDIS_URL": "redis://o:2", "REDIS_USERNAME": "n", "REDIS_PASSWORD": "q"}, "redis://n:q@o:2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -444,6 +446,9 @@ func TestTogether(t *testing.T) {
 		{"console: {address: '[::]:8090'}", "console.address"},
 		{"console: {address: '192.0.2.1:8090'}", "console.address"},
 		{"console: {address: 'console.example:8090'}", "console.address"},
+		{"redis: {tls: {crt: a}}", "redis.tls.crt"},
+		{"redis: {tls: {key: a}}", "redis.tls.key"},
+		{"redis: {tls: {ca: a}, url: 'unix:///s'}", "redis.tls.ca"},
 	} {
 		_, _, err := Load(Input{Path: writeFile(t, "c.yaml", c.file)})
 		if p := problemsOf(t, err); len(p) != 1 || p[0].Key != c.key || p[0].Allowed == "" {

@@ -23,7 +23,7 @@ type TLSMaterial struct {
 	Key     secret.String
 }
 
-// ReadFiles reads the PEM files of the static clusters and of etcd into their
+// ReadFiles reads the PEM files of the static clusters, of Redis and of etcd into their
 // Material, and has a look at those of gRPC, whose Store reads them again and
 // again. It is apart from Load because not every command needs them. All
 // problems come back in one *settings.Error; no problem quotes a file.
@@ -33,6 +33,7 @@ func (c *Config) ReadFiles() error {
 		b := &c.StaticBridges[i]
 		problems = append(problems, c.readTLS(&b.Material, b.TLS, fmt.Sprintf("%s[%d].tls", bridgesKey, i))...)
 	}
+	problems = append(problems, c.readTLS(&c.Redis.Material, c.Redis.TLS, "redis.tls")...)
 	problems = append(problems, c.readTLS(&c.Etcd.Material, c.Etcd.TLS, "etcd.tls")...)
 	var seen TLSMaterial
 	problems = append(problems, c.readTLS(&seen, c.ClusterService.TLS, "clusterService.tls")...)

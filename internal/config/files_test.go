@@ -51,7 +51,7 @@ func TestReadFiles(t *testing.T) {
 	load := func(ca, crt, key string) *Config {
 		t.Helper()
 		file := "staticBridges:\n- {name: plain, url: 'h:1'}\n- {name: a, url: 'h:1', tls: {ca: " + ca + ", crt: " + crt + ", key: " + key + "}}\n" +
-			"etcd: {tls: {ca: " + ca + "}}\n"
+			"etcd: {tls: {ca: " + ca + "}}\nredis: {tls: {ca: " + ca + "}}\n"
 		cfg, _, err := Load(Input{Path: writeFile(t, "c.yaml", file)})
 		if err != nil {
 			t.Fatal(err)
@@ -64,7 +64,7 @@ func TestReadFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := cfg.StaticBridges[1].Material
-	if len(m.CA) == 0 || len(m.Crt) == 0 || !strings.Contains(m.Key.Reveal(), "PRIVATE KEY") || len(cfg.Etcd.Material.CA) == 0 {
+	if len(m.CA) == 0 || len(m.Crt) == 0 || !strings.Contains(m.Key.Reveal(), "PRIVATE KEY") || len(cfg.Etcd.Material.CA) == 0 || len(cfg.Redis.Material.CA) == 0 {
 		t.Error("files were not read")
 	}
 	if plain := cfg.StaticBridges[0].Material; plain.CA != nil || !plain.Key.IsZero() {
@@ -75,8 +75,8 @@ func TestReadFiles(t *testing.T) {
 		name, ca, crt, key string
 		want               []string // keys
 	}{
-		{"not there", filepath.Join(dir, "none"), crt, key, []string{"staticBridges[1].tls.ca", "etcd.tls.ca"}},
-		{"no authority", empty, crt, key, []string{"staticBridges[1].tls.ca", "etcd.tls.ca"}},
+		{"not there", filepath.Join(dir, "none"), crt, key, []string{"staticBridges[1].tls.ca", "redis.tls.ca", "etcd.tls.ca"}},
+		{"no authority", empty, crt, key, []string{"staticBridges[1].tls.ca", "redis.tls.ca", "etcd.tls.ca"}},
 		{"no pair", crt, crt, other, []string{"staticBridges[1].tls.crt"}},
 		{"no key", crt, crt, empty, []string{"staticBridges[1].tls.crt"}},
 		{"nothing there", crt, filepath.Join(dir, "none"), filepath.Join(dir, "none"), []string{"staticBridges[1].tls.crt", "staticBridges[1].tls.key"}},

@@ -174,10 +174,18 @@ func (c *Config) checkTogether() []settings.Problem {
 	if what := c.settleRedis(); what != "" {
 		add("redis.url", what, "one of redis.url and redis.address")
 	}
-	if tls := c.Etcd.TLS; tls.Crt != "" && tls.Key == "" {
-		add("etcd.tls.crt", "stands without etcd.tls.key", "both or none")
-	} else if tls.Key != "" && tls.Crt == "" {
-		add("etcd.tls.key", "stands without etcd.tls.crt", "both or none")
+	for _, pair := range []struct {
+		of    string
+		files TLSFiles
+	}{{"etcd.tls", c.Etcd.TLS}, {"redis.tls", c.Redis.TLS}} {
+		if pair.files.Crt != "" && pair.files.Key == "" {
+			add(pair.of+".crt", "stands without "+pair.of+".key", "both or none")
+		} else if pair.files.Key != "" && pair.files.Crt == "" {
+			add(pair.of+".key", "stands without "+pair.of+".crt", "both or none")
+		}
+	}
+	if u, err := url.Parse(c.Redis.URL.Reveal()); !c.Redis.TLS.IsZero() && err == nil && u.Scheme == "unix" {
+		add("redis.tls.ca", "stands beside a socket in redis.url", "a redis.url with redis or rediss, or redis.address")
 	}
 	if c.Console.Address != "" && !c.Console.Exposed && !loopback(c.Console.Address) {
 		add("console.address", fmt.Sprintf("%q is reached by other machines, and the console has no login", c.Console.Address),
@@ -223,6 +231,19 @@ func (c *Config) settleRedis() (problem string) {
 		}
 		server = u
 	case r.Address == "":
+		return ""
+	}
+	if query := server.Query(); query.Has("master_name") {
+		// Of a URL for Sentinel the user is one of the Sentinels; that of Redis
+		// itself stands behind the question mark.
+		if r.Username != "" && (!query.Has("username") || weight("redis.username") > weight("redis.url")) {
+			query.Set("username", r.Username)
+		}
+		if !r.Password.IsZero() && (!query.Has("password") || weight("redis.password") > weight("redis.url")) {
+			query.Set("password", r.Password.Reveal())
+		}
+		server.RawQuery = query.Encode()
+		r.Server = secret.NewURL(server.String())
 		return ""
 	}
 	name := server.User.Username()
