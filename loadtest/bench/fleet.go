@@ -75,7 +75,10 @@ type replicaFleet struct {
 	name, postgres string
 	// prefix is that of their keys in etcd.
 	prefix string
-	drop   func() error
+	// crash says that a replica will be lost: clusters drop who reads no more, and
+	// what was told may be told again.
+	crash bool
+	drop  func() error
 }
 
 // newFleet starts so many replicas and returns when all are ready.
@@ -115,10 +118,11 @@ func (f *replicaFleet) close() error { return errors.Join(f.Close(), f.drop()) }
 // caller's.
 func (f *replicaFleet) play(ctx context.Context, work loadtest.Work, cfg loadtest.Config) (*loadtest.Report, error) {
 	b := f.b
+	var test *loadtest.Test
 	var hookErr error
 	begin, published := cfg.Begin, cfg.Published
 	cfg.Work, cfg.Postgres, cfg.Redis, cfg.Installation = work, f.postgres, b.stack.Redis.URL(), installation
-	cfg.NeverDrop, cfg.Logger, cfg.Ready, cfg.Settle = true, b.cfg.Logger, time.Minute, 2*time.Minute
+	cfg.NeverDrop, cfg.Logger, cfg.Ready, cfg.Settle = !f.crash, b.cfg.Logger, time.Minute, 2*time.Minute
 	// After the second snapshot none comes for minutes.
 	cfg.Snapshots = 2
 	cfg.Register = func(ctx context.Context, clusters []loadtest.Cluster) error {
@@ -133,11 +137,14 @@ func (f *replicaFleet) play(ctx context.Context, work loadtest.Work, cfg loadtes
 		if published != nil {
 			published()
 		}
+		if f.crash {
+			test.Ledger().Retold()
+		}
 		b.line.begin(f.name + ": checking every row")
 	}
 	cfg.Progress = func(p loadtest.Progress) { b.line.show(fmt.Sprintf("%d sent, %d published", p.Sent, p.Publishes)) }
-	test, err := loadtest.New(cfg)
-	if err != nil {
+	var err error
+	if test, err = loadtest.New(cfg); err != nil {
 		return nil, err
 	}
 	r, err := test.Run(ctx)
