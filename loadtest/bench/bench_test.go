@@ -24,7 +24,7 @@ func TestLimitsComeBehindTargets(t *testing.T) {
 }
 
 func TestUnknownFiguresAreRefused(t *testing.T) {
-	if err := Run(t.Context(), Config{Only: []string{"P9"}}); err == nil || !strings.Contains(err.Error(), "P9") {
+	if err := Run(t.Context(), Config{Only: []string{"P13"}}); err == nil || !strings.Contains(err.Error(), "P13") {
 		t.Errorf("got %v", err)
 	}
 }
