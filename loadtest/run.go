@@ -60,9 +60,6 @@ type Config struct {
 	// Finally, if set, is called when all has been checked, while the clusters
 	// still run: the moment to end what hears them.
 	Finally func(context.Context) error
-	// Followed, if set, is called for each change that a publish has followed:
-	// see ledger.Config.
-	Followed func(cluster int, sent, published time.Time)
 	// Sending and Heard, if set, are called for each message and each publish:
 	// see ledger.Config. Sending is also called for the messages of a flood.
 	Sending func(cluster int, at time.Time, change bool)
@@ -136,7 +133,6 @@ func New(cfg Config) (*Test, error) {
 		Count:           t.work.Instances,
 		Subject:         func(n int) ledger.Subject { return t.work.subject(t.library, n) },
 		AmongOthers:     cfg.AmongOthers,
-		Followed:        cfg.Followed,
 		Sending:         cfg.Sending,
 		Heard:           cfg.Heard,
 	}

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net"
-	"slices"
 
 	"github.com/trestle-bridge/trestle/internal/config/settings"
 )
@@ -28,16 +27,7 @@ func (c *Config) checkDoor(known []settings.Problem) []settings.Problem {
 	}
 	first := map[string]int{}
 	for i, r := range s.Roles {
-		record := fmt.Sprintf("%s[%d]", rolesKey, i)
-		missing := func(name, what, allowed string) {
-			key := record + "." + name
-			if slices.ContainsFunc(known, func(p settings.Problem) bool { return p.Key == key || p.Key == record }) {
-				return
-			}
-			p := c.at(record, what, allowed)
-			p.Key = key
-			problems = append(problems, p)
-		}
+		missing := c.inRecord(&problems, known, fmt.Sprintf("%s[%d]", rolesKey, i))
 		if r.Name == "" {
 			missing("name", "is missing", "a DNS name, URI, email address or common name of a certificate")
 		} else if other, twice := first[r.Name]; twice {

@@ -91,22 +91,28 @@ func (c *Config) at(key, what, allowed string) settings.Problem {
 	return settings.Problem{Source: s.Name, Line: s.Line, Key: key, What: what, Allowed: allowed}
 }
 
+// inRecord gives a function that adds problems of a record's fields, at the place
+// of the record. A field that has a problem already, or whose record has, is left
+// out.
+func (c *Config) inRecord(problems *[]settings.Problem, known []settings.Problem, record string) func(name, what, allowed string) {
+	return func(name, what, allowed string) {
+		key := record + "." + name
+		if slices.ContainsFunc(known, func(p settings.Problem) bool { return p.Key == key || p.Key == record }) {
+			return
+		}
+		p := c.at(record, what, allowed)
+		p.Key = key
+		*problems = append(*problems, p)
+	}
+}
+
 // checkBridges finds what is missing from the static clusters, or there
 // twice. A key that has a problem already is not missing.
 func (c *Config) checkBridges(known []settings.Problem) []settings.Problem {
 	var problems []settings.Problem
 	first := map[string]int{}
 	for i, b := range c.StaticBridges {
-		record := fmt.Sprintf("%s[%d]", bridgesKey, i)
-		add := func(name, what, allowed string) {
-			key := record + "." + name
-			if slices.ContainsFunc(known, func(p settings.Problem) bool { return p.Key == key || p.Key == record }) {
-				return
-			}
-			p := c.at(record, what, allowed)
-			p.Key = key
-			problems = append(problems, p)
-		}
+		add := c.inRecord(&problems, known, fmt.Sprintf("%s[%d]", bridgesKey, i))
 		if b.Name == "" {
 			add("name", "is missing", whatName)
 		} else if other, twice := first[b.Name]; twice {

@@ -139,18 +139,13 @@ func (s *Server) Run(ctx context.Context) error {
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { s.looks.checks.run(running); return nil })
 	group.Go(func() error {
-		if err := server.Serve(netutil.LimitListener(s.listener, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve the console: %w", err)
-		}
+		<-running.Done()
+		close(s.stopping)
 		return nil
 	})
 	group.Go(func() error {
-		<-running.Done()
-		close(s.stopping)
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		if err := server.Shutdown(grace); err != nil {
-			server.Close() // whoever is still reading has had the time
+		if err := observe.Serve(running, server, netutil.LimitListener(s.listener, maxConnections), shutdownTimeout); err != nil {
+			return fmt.Errorf("serve the console: %w", err)
 		}
 		return nil
 	})

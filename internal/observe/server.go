@@ -84,17 +84,26 @@ func (s *Server) Run(ctx context.Context) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(s.config.Logger.Handler(), slog.LevelWarn),
 	}
+	if err := Serve(ctx, server, s.listener, shutdownTimeout); err != nil {
+		return fmt.Errorf("serve metrics and health: %w", err)
+	}
+	return nil
+}
+
+// Serve serves until ctx ends, gives the requests under way so much time, and
+// returns nil; or an error if serving ended by itself.
+func Serve(ctx context.Context, server *http.Server, listener net.Listener, grace time.Duration) error {
 	served := make(chan error, 1) // so that serving ends even when nobody asks why
-	go func() { served <- server.Serve(s.listener) }()
+	go func() { served <- server.Serve(listener) }()
 
 	select {
 	case err := <-served:
-		return fmt.Errorf("serve metrics and health: %w", err)
+		return err
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
-	if err := server.Shutdown(grace); err != nil {
+	if err := server.Shutdown(ending); err != nil {
 		server.Close() // whoever is still reading has had the time
 	}
 	<-served

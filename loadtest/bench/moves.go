@@ -9,13 +9,12 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/trestle-bridge/trestle/loadtest"
 	"github.com/trestle-bridge/trestle/loadtest/bench/report"
 	"github.com/trestle-bridge/trestle/loadtest/fleet"
 	"github.com/trestle-bridge/trestle/loadtest/ledger"
+	"github.com/trestle-bridge/trestle/loadtest/operator"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 )
 
@@ -31,10 +30,12 @@ type waits struct {
 	all []waited
 }
 
-func (w *waits) add(cluster int, sent, published time.Time) {
+func (w *waits) add(cluster int, at time.Time, followed []time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.all = append(w.all, waited{cluster, sent, published})
+	for _, after := range followed {
+		w.all = append(w.all, waited{cluster, at.Add(-after), at})
+	}
 }
 
 // during are the latencies of what was sent to some clusters in a time.
@@ -59,11 +60,11 @@ func (b *bench) moving(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
-	shards, closeConn, err := shardService(f.Living()[0])
+	op, err := f.operator()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeConn()) }()
+	defer func() { err = errors.Join(err, op.Close()) }()
 
 	var all waits
 	type span struct {
@@ -77,7 +78,7 @@ func (b *bench) moving(ctx context.Context) (err error) {
 		Shape: loadtest.Steady, Seed: 110, Clusters: clusters, Wave: 2000, Rate: busyRate, Duration: duration,
 		Instances: 2000 + int(busyRate*duration.Seconds()/8),
 	}, loadtest.Config{
-		Followed: all.add,
+		Heard: all.add,
 		Begin: func() {
 			go func() {
 				ctx, cancel := context.WithTimeout(ctx, duration-2*time.Second)
@@ -89,7 +90,7 @@ func (b *bench) moving(ctx context.Context) (err error) {
 						return
 					}
 					from := time.Now()
-					if err := move(ctx, shards, fmt.Sprintf("sim-%03d", c), f.Living()); err != nil {
+					if err := move(ctx, op, fmt.Sprintf("sim-%03d", c), f.Living()); err != nil {
 						moved <- fmt.Errorf("move %d of %d: %w", c+1, moves, err)
 						return
 					}
@@ -127,19 +128,20 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// shardService is a replica asked about shards.
-func shardService(r *fleet.Replica) (trestlev1.ShardServiceClient, func() error, error) {
-	conn, err := grpc.NewClient(r.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, nil, fmt.Errorf("connect to %s: %w", r.Name, err)
-	}
-	return trestlev1.NewShardServiceClient(conn), conn.Close, nil
+// operator asks the replicas that live about shards.
+func (f *replicaFleet) operator() (*operator.Operator, error) {
+	return operator.New(operator.Config{Addresses: func() (all []string) {
+		for _, r := range f.Living() {
+			all = append(all, r.GRPC)
+		}
+		return all
+	}})
 }
 
 // move pins a shard to another of the replicas and returns when that one writes
 // it.
-func move(ctx context.Context, shards trestlev1.ShardServiceClient, id string, replicas []*fleet.Replica) error {
-	now, err := find(ctx, shards, id)
+func move(ctx context.Context, op *operator.Operator, id string, replicas []*fleet.Replica) error {
+	now, err := op.Await(ctx, id, operator.Written)
 	if err != nil {
 		return err
 	}
@@ -148,42 +150,11 @@ func move(ctx context.Context, shards trestlev1.ShardServiceClient, id string, r
 		return fmt.Errorf("move %s: there is nowhere to go", id)
 	}
 	target := replicas[to].Name
-	if _, err := shards.Pin(ctx, &trestlev1.PinRequest{Shard: id, Replica: target, Reason: "measured", Author: "bench"}); err != nil {
-		return fmt.Errorf("move %s to %s: %w", id, target, err)
+	if err := op.Pin(ctx, id, target); err != nil {
+		return err
 	}
-	watch, err := shards.WatchShards(ctx, &trestlev1.WatchShardsRequest{})
-	if err != nil {
-		return fmt.Errorf("watch %s move to %s: %w", id, target, err)
-	}
-	for {
-		change, err := watch.Recv()
-		if err != nil {
-			return fmt.Errorf("watch %s move to %s: %w", id, target, err)
-		}
-		for _, s := range change.GetShards() {
-			if s.GetId() == id && s.GetOwner().GetName() == target && s.GetPhase() == trestlev1.ShardPhase_SHARD_PHASE_OWNED && s.GetEpochObserved() == s.GetEpochIntended() {
-				return nil
-			}
-		}
-	}
-}
-
-// find is how a shard stands once somebody writes it.
-func find(ctx context.Context, shards trestlev1.ShardServiceClient, id string) (*trestlev1.Shard, error) {
-	for {
-		list, err := shards.ListShards(ctx, &trestlev1.ListShardsRequest{})
-		if err != nil {
-			return nil, fmt.Errorf("find %s: %w", id, err)
-		}
-		for _, s := range list.GetShards() {
-			if s.GetId() == id && s.GetEpochObserved() > 0 && s.GetEpochObserved() == s.GetEpochIntended() {
-				return s, nil
-			}
-		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
-			return nil, fmt.Errorf("wait until %s is written: %w", id, err)
-		}
-	}
+	_, err = op.Await(ctx, id, func(s *trestlev1.Shard) bool { return s.GetOwner().GetName() == target && operator.Written(s) })
+	return err
 }
 
 // leaseSeconds is the life of a replica's lease in P9.
@@ -214,11 +185,11 @@ func (b *bench) takeOver(ctx context.Context, what string, end func(*fleet.Repli
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
 	f.crash = true
-	shards, closeConn, err := shardService(f.Living()[0])
+	op, err := f.operator()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeConn()) }()
+	defer func() { err = errors.Join(err, op.Close()) }()
 	etcd, err := clientv3.New(clientv3.Config{Endpoints: b.stack.Etcd.Endpoints(), DialTimeout: startTimeout})
 	if err != nil {
 		return fmt.Errorf("connect to etcd: %w", err)
@@ -236,7 +207,7 @@ func (b *bench) takeOver(ctx context.Context, what string, end func(*fleet.Repli
 		Shape: loadtest.Steady, Seed: 109, Wave: live, Rate: rate, Duration: duration,
 		Instances: live + int(rate*duration.Seconds()/8),
 	}, loadtest.Config{
-		Followed: all.add,
+		Heard: all.add,
 		Begin: func() {
 			go func() {
 				over <- func() error {
@@ -245,7 +216,7 @@ func (b *bench) takeOver(ctx context.Context, what string, end func(*fleet.Repli
 					if err := sleep(ctx, calm); err != nil {
 						return err
 					}
-					s, err := find(ctx, shards, "sim-000")
+					s, err := op.Await(ctx, "sim-000", operator.Written)
 					if err != nil {
 						return err
 					}

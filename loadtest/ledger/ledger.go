@@ -46,16 +46,12 @@ type Config struct {
 	// so far has been followed by a publish. It is called by the listener's
 	// goroutine and must not block.
 	Published func(number int)
-	// Followed, if set, is called for each change when a publish of its instance
-	// has followed it: the number of its cluster, when it was sent (in an open
-	// loop: due) and when the publish came. It is called by the listener's
-	// goroutine, under the ledger's lock: it must not block, nor call the ledger.
-	Followed func(cluster int, sent, published time.Time)
 	// Sending, if set, is called for each message that Sent is told of: the
 	// number of its cluster, the time that Sent was given, and whether it must
 	// take effect. Heard is called for each publish of an instance, with the time
-	// since sending of each change that it is the first to follow. Both are
-	// called as Followed is, and what Heard is given is its own for the call only.
+	// since sending (in an open loop: since it was due) of each change that it is
+	// the first to follow; they are its own for the call only. Both are called under
+	// the ledger's lock: they must not block, nor call the ledger.
 	Sending func(cluster int, at time.Time, change bool)
 	Heard   func(cluster int, at time.Time, followed []time.Duration)
 }
@@ -381,9 +377,6 @@ func (l *Ledger) heardInstance(number int32, at time.Time) (publish int32) {
 		if e.applied[int(e.followed)+i] {
 			l.latency.Add(now - step)
 			l.followed = append(l.followed, now-step)
-			if l.cfg.Followed != nil {
-				l.cfg.Followed(int(e.cluster), l.epoch.Add(step), at)
-			}
 		}
 	}
 	e.followed = int32(len(e.sent))

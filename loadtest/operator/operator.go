@@ -234,6 +234,38 @@ func (o *Operator) Undrain(ctx context.Context, replica string) error {
 	})
 }
 
+// Pin ties a shard to a replica.
+func (o *Operator) Pin(ctx context.Context, shard, replica string) error {
+	return o.ask(ctx, "pin "+shard+" to "+replica, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		_, err := trestlev1.NewShardServiceClient(conn).Pin(ctx, &trestlev1.PinRequest{
+			Shard: shard, Replica: replica, Reason: "a scenario of the load test", Author: author})
+		return err
+	})
+}
+
+// Await returns the shard of this id as soon as it is as ok says.
+func (o *Operator) Await(ctx context.Context, id string, ok func(*trestlev1.Shard) bool) (found *trestlev1.Shard, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	o.Watch(ctx, func(_ bool, shards []*trestlev1.Shard, _ []string) {
+		for _, s := range shards {
+			if found == nil && s.GetId() == id && ok(s) {
+				found = s
+				cancel()
+			}
+		}
+	})
+	if found == nil {
+		return nil, fmt.Errorf("wait for shard %s: %w", id, ctx.Err())
+	}
+	return found, nil
+}
+
+// Written says whether the owner of a shard says that it writes it.
+func Written(s *trestlev1.Shard) bool {
+	return s.GetPhase() == trestlev1.ShardPhase_SHARD_PHASE_OWNED && s.GetEpochObserved() > 0 && s.GetEpochObserved() == s.GetEpochIntended()
+}
+
 // Slice cuts a cluster into a number of slices.
 func (o *Operator) Slice(ctx context.Context, cluster string, slices int) error {
 	return o.ask(ctx, fmt.Sprintf("cut cluster %s into %d slices", cluster, slices), func(ctx context.Context, conn grpc.ClientConnInterface) error {
