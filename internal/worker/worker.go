@@ -207,7 +207,10 @@ func (w *Worker) Own(ctx context.Context, fence shard.Fence) error {
 		}
 	}
 	err := m.intake.Recall(func(limit int) ([]store.InstanceVersion, error) {
-		return w.cfg.Versions(ctx, id.Cluster, limit)
+		begun := time.Now()
+		versions, err := w.cfg.Versions(ctx, id.Cluster, limit)
+		m.log.Debug("versions of the cluster's rows read", "rows", len(versions), "took", time.Since(begun))
+		return versions, err
 	})
 	if err == nil && !heard {
 		err = w.hear(m)
