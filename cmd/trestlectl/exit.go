@@ -91,10 +91,19 @@ func (p *program) advice(command *cobra.Command, err error, code int) string {
 	case exitUsage:
 		return "See: " + command.CommandPath() + " --help"
 	case exitNotFound:
+		switch parent := command.Parent(); {
+		case parent != nil && parent.Name() == "quarantine":
+			return "See what there is: trestlectl quarantine list"
+		case parent != nil && parent.Name() == "instance":
+			return "Give the id of the instance, not that of its workspace."
+		}
 		return "See what there is: trestlectl shards, trestlectl replicas, trestlectl clusters list"
 	case exitRefused:
 		if errors.As(err, new(*againError)) {
 			return "Mend what it says, and try again; or drop it: trestlectl quarantine drop"
+		}
+		if strings.Contains(message(err), "nothing was changed") {
+			return ""
 		}
 		return "Nothing was changed."
 	case exitUnreachable:
