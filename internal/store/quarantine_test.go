@@ -43,8 +43,9 @@ func (b *bench) list(f store.QuarantineFilter, limit int) (got []listed, changes
 
 func TestListQuarantine(t *testing.T) {
 	b := newBench(t)
-	// Of these there is a row: it is beyond what was refused of the second one.
-	b.insert(plainRow(1), plainRow(2))
+	// There is a row of all but the third one, beyond what was refused of the
+	// second; the fourth one's update had no version, so that is not known.
+	b.insert(plainRow(1), plainRow(2), plainRow(4))
 	b.exec("UPDATE workspace_instance SET status_version = 9")
 	big := uint64(1)<<63 + 5 // hashes use all bits
 	for _, poisons := range [][]store.Poison{
@@ -87,7 +88,7 @@ func TestListQuarantine(t *testing.T) {
 		t.Errorf("what was refused twice is %+v, want %+v", changes[1], want)
 	}
 	for i, past := range []bool{true, false, false, false, false, false} {
-		if c := changes[i]; c.Past() != past || c.HasRow != (c.Instance == testID(1) || c.Instance == testID(2)) {
+		if c := changes[i]; c.Past() != past || c.HasRow != (c.Instance != testID(3)) {
 			t.Errorf("change %d: past %v, row %v: %+v", i, c.Past(), c.HasRow, c)
 		}
 	}
@@ -122,6 +123,15 @@ func TestDropQuarantine(t *testing.T) {
 	drop("what was read anew", read, 1)
 	_, read, _ = b.list(store.QuarantineFilter{}, 100)
 	drop("all that is left", read, 2)
+
+	// Of one instance only what is named goes.
+	if err := b.Quarantine(t.Context(), all[:2]); err != nil {
+		t.Fatal(err)
+	}
+	_, read, _ = b.list(store.QuarantineFilter{Instance: &one}, 100)
+	drop("one of two", read[:1], 1)
+	_, read, _ = b.list(store.QuarantineFilter{Instance: &one}, 100)
+	drop("the other", read, 1)
 	if _, _, total := b.list(store.QuarantineFilter{}, 100); total != 0 {
 		t.Errorf("%d are left", total)
 	}
