@@ -66,7 +66,13 @@ func exitCode(err error) int {
 // code.
 func (p *program) fail(command *cobra.Command, err error) int {
 	code := exitCode(err)
-	fmt.Fprintf(p.streams.err, "trestlectl: %s\n", plain(message(err), '\n'))
+	attempted := ""
+	if p.started {
+		// What was asked of a replica, as its answer need not say on what.
+		words := append(strings.Fields(command.CommandPath())[1:], command.Flags().Args()...)
+		attempted = strings.Join(words, " ") + ": "
+	}
+	fmt.Fprintf(p.streams.err, "trestlectl: %s\n", plain(attempted+message(err), '\n'))
 	if advice := p.advice(command, err, code); advice != "" {
 		fmt.Fprintln(p.streams.err, advice)
 	}

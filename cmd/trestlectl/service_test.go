@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -539,6 +541,22 @@ func TestTokenOpensTheDoor(t *testing.T) {
 	if parsed, err := access.ParseTokens([]byte(line)); o.code != exitOK || token == "" || err != nil || len(parsed) != 1 || parsed[0].Role != access.Viewer || strings.Contains(line, token) {
 		t.Errorf("a token for people (%v): %+v", err, o)
 	}
+}
+
+// A failure names what was attempted, and on what, before what came of it; what
+// is not gRPC is told apart.
+func TestFailuresSayWhatWasAttempted(t *testing.T) {
+	t.Parallel()
+	addr := newWorld().serve(t)
+	call(t, addr, "pin", "eu01", "z", "--reason=r").says(t, "a pin", exitNotFound, `trestlectl: pin eu01 z: there is no replica "z"`)
+	call(t, addr, "quarantine", "retry", instanceID(9).String(), "--reason=r").says(t, "a retry", exitNotFound, "trestlectl: quarantine retry "+instanceID(9).String()+": nothing of")
+	call(t, addr, "explain", "evil\x1b[2J").says(t, "a name that acts on terminals", exitUsage, "trestlectl: explain evil·[2J: cluster: ")
+	call(t, addr, "pin", "eu01").says(t, "wrong usage", exitUsage, "trestlectl: REPLICA is missing")
+	call(t, addr, "slices", "--tls").says(t, "TLS where none is spoken", exitUnreachable, "trestlectl: slices: no replica can be asked", "plain text: leave out --tls")
+
+	plainHTTP := httptest.NewServer(http.NotFoundHandler())
+	defer plainHTTP.Close()
+	call(t, plainHTTP.Listener.Addr().String(), "slices").says(t, "an HTTP server", exitUnreachable, "speaks HTTP and not gRPC")
 }
 
 // Every exit code that is documented, from a real replica.
