@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"github.com/trestle-bridge/trestle/cmd/internal/credentials"
 	"github.com/trestle-bridge/trestle/loadtest/operator"
 	"github.com/trestle-bridge/trestle/loadtest/stage"
 )
@@ -15,7 +16,8 @@ import (
 // cleanCommand removes what a load test has left that was broken off.
 func cleanCommand(started *bool) *cobra.Command {
 	var postgres, prefix string
-	var grpc []string
+	var addresses []string
+	var proof credentials.Credentials
 	c := &cobra.Command{
 		Use:   "clean",
 		Short: "Remove from an installation what a load test that was broken off has left",
@@ -24,11 +26,15 @@ installation, and could not remove itself. It refuses if there is an instance in
 their regions that no load test has made.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			if postgres == "" || len(grpc) == 0 || prefix == "" {
+			if postgres == "" || len(addresses) == 0 || prefix == "" {
 				return errors.New("give --postgres, --grpc and --prefix")
 			}
 			if err := stage.CheckPrefix(prefix); err != nil {
 				return fmt.Errorf("--prefix: %w", err)
+			}
+			dial, err := dialing(&proof, addresses)
+			if err != nil {
+				return err
 			}
 			*started = true
 			db, err := pgxpool.New(c.Context(), postgres)
@@ -36,7 +42,7 @@ their regions that no load test has made.`,
 				return fmt.Errorf("connect to PostgreSQL: %w", err)
 			}
 			defer db.Close()
-			o, err := operator.New(operator.Config{Addresses: func() []string { return grpc }})
+			o, err := operator.New(operator.Config{Addresses: func() []string { return addresses }, Dial: dial})
 			if err != nil {
 				return err
 			}
@@ -52,7 +58,8 @@ their regions that no load test has made.`,
 	}
 	f := c.Flags()
 	f.StringVar(&postgres, "postgres", os.Getenv("LOADTEST_POSTGRES_URL"), "URL of the installation's PostgreSQL (environment: LOADTEST_POSTGRES_URL)")
-	f.StringSliceVar(&grpc, "grpc", nil, "host:port of the gRPC of its replicas, separated by commas; any may be away")
+	f.StringSliceVar(&addresses, "grpc", nil, "host:port of the gRPC of its replicas, separated by commas; any may be away")
+	proof.AddFlags(f)
 	f.StringVar(&prefix, "prefix", "", "what the names of clusters and regions begin with")
 	return c
 }

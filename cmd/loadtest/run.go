@@ -15,7 +15,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+	"google.golang.org/grpc"
 
+	"github.com/trestle-bridge/trestle/cmd/internal/credentials"
 	"github.com/trestle-bridge/trestle/loadtest/play"
 	"github.com/trestle-bridge/trestle/loadtest/record"
 	"github.com/trestle-bridge/trestle/loadtest/report"
@@ -47,9 +49,11 @@ type running struct {
 	changed           func(flag string) bool
 	postgres, redis   string
 	grpc, metrics     []string
+	dial              []grpc.DialOption // of connections to grpc
 	prefix            string
 	listen, advertise string
 	plaintext         bool
+	proof             credentials.Credentials
 }
 
 func runCommand(started *bool, s *signals) *cobra.Command {
@@ -109,6 +113,7 @@ second one ends at once.`,
 	f.StringVar(&r.advertise, "advertise", "", "how the installation reaches the first one (default: --listen)")
 	f.StringVar(&r.prefix, "prefix", "loadtest", "begins the names of clusters and regions in the installation")
 	f.BoolVar(&r.plaintext, "plaintext-clusters", false, "register clusters without TLS, which the installation must allow")
+	r.proof.AddFlags(f)
 	f.StringVar(&r.decisive, "decisive-phase", "stopping", "the installation's prebuild.decisivePhase: stopping or stopped")
 	return c
 }
@@ -199,7 +204,8 @@ func (r *running) complete(scenarios []*scenario.Scenario) error {
 		r.seed = rand.Uint64N(1 << 32)
 	}
 	if !r.existing() {
-		for _, name := range []string{"metrics", "listen", "advertise", "prefix", "plaintext-clusters", "decisive-phase"} {
+		for _, name := range []string{"metrics", "listen", "advertise", "prefix", "plaintext-clusters", "decisive-phase",
+			"tls", "tls-ca", "tls-crt", "tls-key", "tls-server-name", "token-file"} {
 			if r.changed(name) {
 				return fmt.Errorf("--%s is for an installation that exists: give --postgres, --redis and --grpc, too", name)
 			}
@@ -217,6 +223,10 @@ func (r *running) complete(scenarios []*scenario.Scenario) error {
 	}
 	if err := stage.CheckPrefix(r.prefix); err != nil {
 		return fmt.Errorf("--prefix: %w", err)
+	}
+	var err error
+	if r.dial, err = dialing(&r.proof, r.grpc); err != nil {
+		return err
 	}
 	if r.decisive != "stopping" && r.decisive != "stopped" {
 		return fmt.Errorf("--decisive-phase %q: give stopping or stopped", r.decisive)
@@ -239,6 +249,20 @@ func (r *running) complete(scenarios []*scenario.Scenario) error {
 	return nil
 }
 
+// dialing reads the credentials and gives the options of connections to all of the
+// addresses.
+func dialing(proof *credentials.Credentials, addresses []string) (options []grpc.DialOption, err error) {
+	if err := proof.Read(os.LookupEnv); err != nil {
+		return nil, err
+	}
+	for _, address := range addresses {
+		if options, err = proof.Options(address); err != nil {
+			return nil, fmt.Errorf("--grpc %s: %w", address, err)
+		}
+	}
+	return options, nil
+}
+
 func (r *running) existing() bool { return r.postgres != "" || r.redis != "" || len(r.grpc) > 0 }
 
 // config is how one scenario is played.
@@ -252,7 +276,7 @@ func (r *running) config(s *scenario.Scenario, logs string) play.Config {
 		return cfg
 	}
 	cfg.Installation = &play.Installation{
-		InstallationConfig: stage.InstallationConfig{Postgres: r.postgres, Redis: r.redis, GRPC: r.grpc, Metrics: r.metrics},
+		InstallationConfig: stage.InstallationConfig{Postgres: r.postgres, Redis: r.redis, GRPC: r.grpc, Dial: r.dial, Metrics: r.metrics},
 		Prefix:             r.prefix, Listen: r.listen, Advertise: r.advertise, Plaintext: r.plaintext, DecisiveStopped: r.decisive == "stopped",
 	}
 	return cfg

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/trestle-bridge/trestle/cmd/internal/credentials"
 )
 
 const (
@@ -25,7 +27,7 @@ type program struct {
 	lookupEnv func(string) (string, bool)
 
 	addresses []string
-	proof     proof
+	proof     credentials.Credentials
 	timeout   time.Duration
 	format    string
 
@@ -70,7 +72,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 what was named does not exist,
 	flags := root.PersistentFlags()
 	flags.StringSliceVar(&p.addresses, "address", nil,
 		"where replicas serve gRPC, host:port; repeat it or separate by commas ($"+addressVariable+", default "+defaultAddress+")")
-	p.proof.addFlags(flags)
+	p.proof.AddFlags(flags)
 	flags.DurationVar(&p.timeout, "timeout", defaultTimeout, "how long it may take in all; a watch until its first answer")
 	flags.StringVarP(&p.format, "output", "o", formatTable, strings.Join(formats(), ", "))
 	complete(root, "output", formats()...)
@@ -97,7 +99,7 @@ func (p *program) check() error {
 			return err
 		}
 	}
-	if err := p.proof.read(p.lookupEnv); err != nil {
+	if err := p.proof.Read(p.lookupEnv); err != nil {
 		return err
 	}
 	if p.timeout <= 0 {

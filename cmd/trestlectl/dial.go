@@ -14,6 +14,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/trestle-bridge/trestle/cmd/internal/credentials"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 	bridge "github.com/trestle-bridge/trestle/proto/workspacemanagerbridge"
 )
@@ -54,8 +55,8 @@ func checkAddress(address string) error {
 
 // dial connects to a replica, and makes sure that it serves. The error is the
 // reason, in the words of the one who gives it.
-func (p *proof) dial(ctx context.Context, address string, within time.Duration) (*replica, error) {
-	options, err := p.options(address)
+func dial(ctx context.Context, proof *credentials.Credentials, address string, within time.Duration) (*replica, error) {
+	options, err := proof.Options(address)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func (p *proof) dial(ctx context.Context, address string, within time.Duration) 
 		switch said := err.Error(); {
 		case strings.Contains(said, "looked like an HTTP/1.1 header"):
 			err = errors.New("it speaks HTTP and not gRPC, as the addresses of metrics and console do: give that of clusterService")
-		case p.tls == nil && strings.Contains(said, "error reading server preface"):
+		case !proof.TLS() && strings.Contains(said, "error reading server preface"):
 			err = fmt.Errorf("%w (it may speak TLS: give --tls-ca or --tls)", err)
 		case strings.Contains(said, "first record does not look like a TLS handshake"):
 			err = fmt.Errorf("%w (it may speak plain text: leave out --tls and its like)", err)
@@ -101,7 +102,7 @@ func (p *proof) dial(ctx context.Context, address string, within time.Duration) 
 // others.
 func (p *program) reachable(ctx context.Context, deadline time.Time, from int, tried *[]string) (*replica, int, error) {
 	for i := from; i < len(p.addresses); i++ {
-		r, err := p.proof.dial(ctx, p.addresses[i], time.Until(deadline)/time.Duration(len(p.addresses)-i+1))
+		r, err := dial(ctx, &p.proof, p.addresses[i], time.Until(deadline)/time.Duration(len(p.addresses)-i+1))
 		if err == nil {
 			return r, i, nil
 		}
