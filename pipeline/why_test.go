@@ -54,20 +54,23 @@ func (b *bench) held(t testing.TB, version uint64) (free func()) {
 	db.insert(instance(900))
 	offer(t, other, heard(t, instance(900), version, fmt.Sprint("block", version)))
 	<-db.entered
-	return func() {
-		ended := make(chan struct{})
-		go func() {
-			for {
-				select {
-				case <-db.entered:
-				case <-ended:
-					return
-				}
+	return func() { b.openGate(t) }
+}
+
+// openGate opens the gate of the store for good.
+func (b *bench) openGate(t testing.TB) {
+	ended := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-b.store.entered:
+			case <-ended:
+				return
 			}
-		}()
-		close(db.gate)
-		t.Cleanup(func() { b.stop(); close(ended) })
-	}
+		}
+	}()
+	close(b.store.gate)
+	t.Cleanup(func() { b.stop(); close(ended) })
 }
 
 func TestTraceOfAnInstance(t *testing.T) {
@@ -176,17 +179,7 @@ func TestTraceOfAFencedShard(t *testing.T) {
 		t.Errorf("under way is %+v", waiting)
 	}
 	db.raise(in.Shard(), "another")
-	ended := make(chan struct{})
-	go func() {
-		for {
-			select {
-			case <-db.entered:
-			case <-ended:
-				return
-			}
-		}
-	}()
-	close(db.gate)
+	b.openGate(t)
 	<-in.Fenced()
 	drain(t, in)
 	in.Close()
@@ -198,8 +191,6 @@ func TestTraceOfAFencedShard(t *testing.T) {
 	offer(t, again, heard(t, written, 3, "c"))
 	awaitIdle(t, again)
 	b.tells(t, "the next term", written, "applied ?>1 x1 eu01@1, fenced 1>2 x1 eu01@1, applied ?>3 x1 eu01@3")
-	b.stop()
-	close(ended)
 }
 
 // awaitRetried gives what became of a retry.

@@ -33,7 +33,7 @@ import (
 const (
 	// defaultEvery is how often the files are looked at.
 	defaultEvery = 10 * time.Second
-	// maxBytes is far above any chain; it keeps a wrong path from filling the
+	// maxBytes is far above any chain or token; it keeps a wrong path from filling the
 	// memory.
 	maxBytes = 1 << 20
 )
@@ -133,7 +133,7 @@ func (s *Store) read() (*material, error) {
 		if file.path == "" {
 			continue
 		}
-		content, err := readFile(file.path)
+		content, err := ReadFile(file.path)
 		if err != nil {
 			return nil, fmt.Errorf("read a PEM file: %w", err)
 		}
@@ -155,7 +155,9 @@ func (s *Store) read() (*material, error) {
 	return m, nil
 }
 
-func readFile(path string) ([]byte, error) {
+// ReadFile reads a file of certificates, a key or a token. One that is larger than
+// any of those is an error.
+func ReadFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -8,9 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -19,10 +17,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/trestle-bridge/trestle/internal/secret"
+	"github.com/trestle-bridge/trestle/internal/tlsfile"
 )
-
-// maxBytes is far above any chain or token.
-const maxBytes = 1 << 20
 
 // Credentials are those of one caller. Read them before use; then they are safe
 // to use at once.
@@ -66,7 +62,7 @@ func (c *Credentials) Read(lookupEnv func(string) (string, bool)) error {
 		return fmt.Errorf("TRESTLE_TLS is %q: give true or false", value)
 	}
 	if c.tokenFile != "" {
-		content, err := readFile(c.tokenFile)
+		content, err := tlsfile.ReadFile(c.tokenFile)
 		if err != nil {
 			return fmt.Errorf("--token-file: %w", err)
 		}
@@ -84,7 +80,7 @@ func (c *Credentials) Read(lookupEnv func(string) (string, bool)) error {
 	}
 	c.tls = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.serverName}
 	if c.ca != "" {
-		content, err := readFile(c.ca)
+		content, err := tlsfile.ReadFile(c.ca)
 		if err != nil {
 			return fmt.Errorf("--tls-ca: %w", err)
 		}
@@ -101,19 +97,6 @@ func (c *Credentials) Read(lookupEnv func(string) (string, bool)) error {
 		c.tls.Certificates = []tls.Certificate{pair}
 	}
 	return nil
-}
-
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
-	if err == nil && len(content) > maxBytes {
-		err = fmt.Errorf("%s is larger than %d bytes", path, maxBytes)
-	}
-	return content, err
 }
 
 // TLS says whether TLS is spoken.
