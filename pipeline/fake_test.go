@@ -37,6 +37,8 @@ type fakeStore struct {
 	// gate, if set, is received from before each Apply; entered is told.
 	gate    chan struct{}
 	entered chan struct{}
+	// read, if set, is called when an outbox was read, before the answer.
+	read func()
 }
 
 type fakeRow struct {
@@ -139,7 +141,13 @@ func (s *fakeStore) Quarantine(_ context.Context, poison []store.Poison) error {
 
 func (s *fakeStore) Outbox(_ context.Context, fence shard.Fence, limit int) ([]store.OutboxRow, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer func() {
+		read := s.read
+		s.mu.Unlock()
+		if read != nil {
+			read()
+		}
+	}()
 	if s.fences[fence.Shard] != fence {
 		return nil, store.ErrFenced
 	}

@@ -372,6 +372,38 @@ func TestOrphanedOutboxGoesFirst(t *testing.T) {
 
 // TestClosedShardPublishesNoMore: a shard that was given up while Redis was
 // away leaves its outbox to the successor, untouched.
+// TestRemovedMeanwhileIsNotToldAgain: a recovery has read a row that was published
+// already, and before it looks, the lane removes it.
+func TestRemovedMeanwhileIsNotToldAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, publisher := newFakeStore(), &fakePublisher{}
+		b := newBench(t, db, publisher, Config{})
+		in := b.own(t, "eu01")
+		synctest.Wait()
+		db.insert(instance(1))
+		offer(t, in, heard(t, instance(1), 1, "a"))
+		synctest.Wait() // published, and not removed yet
+		db.mu.Lock()
+		left := len(db.outbox)
+		db.read = func() {
+			err := in.await(t.Context(), func() bool { return len(in.published) == 0 })
+			if err != nil {
+				t.Errorf("wait for the removal: %v", err)
+			}
+		}
+		db.mu.Unlock()
+		if left != 1 {
+			t.Fatalf("%d rows in the outbox", left)
+		}
+		in.fallBehind()
+		drain(t, in)
+		if got := publisher.contents(instance(1)); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("published %q", got)
+		}
+		b.stop()
+	})
+}
+
 func TestClosedShardPublishesNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -348,6 +349,10 @@ func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 	if fence == nil {
 		return 0, errors.New("the shard is only about to be owned")
 	}
+	// What was published may be removed, and forgotten, once it has been read.
+	in.mu.Lock()
+	published := maps.Clone(in.published)
+	in.mu.Unlock()
 	asked := time.Now()
 	rows, err := in.p.cfg.Store.Outbox(ctx, *fence, recoveryRows)
 	if err != nil {
@@ -361,14 +366,12 @@ func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 	}
 	refs := make([]store.OutboxRef, 0, len(rows))
 	sets := make([]event.Set, 0, len(rows))
-	in.mu.Lock()
 	for _, row := range rows {
 		refs = append(refs, row.Ref)
-		if _, published := in.published[row.Ref]; !published {
+		if _, told := published[row.Ref]; !told {
 			sets = append(sets, row.Events)
 		}
 	}
-	in.mu.Unlock()
 	if in.hasEnded() {
 		return 0, ErrClosed // the successor publishes them
 	}
