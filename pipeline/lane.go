@@ -28,7 +28,7 @@ type key struct {
 // very many of them.
 type memory struct {
 	version    uint64    // the highest heard or stored
-	hash       uint64    // of the last one heard; 0 if that is not what is stored
+	hash       uint64    // of the last one heard; 0 if the row has another, whose version that is
 	generation uint32    // the subscription on which the stream spoke of it
 	noted      trace.Ref // where in the trace
 	kind       kind
@@ -221,6 +221,10 @@ func (m *memory) judge(h status.Heard, generation uint32) verdict {
 	case h.Version == 0 && (m.version > 0 || h.Snapshot && spoken):
 		return verdictStale
 	case h.Version != 0 && h.Version <= m.version:
+		if h.Version == m.version && m.hash == 0 {
+			// This is what the row says, so what comes next may repeat it.
+			m.hash, m.recalled = h.Hash, false
+		}
 		return verdictStale
 	}
 	return verdictFresh
@@ -363,7 +367,9 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) (after me
 			continue
 		}
 		after.generation, after.kind, after.noted = e.generation, e.kind, e.noted
-		after.version = max(after.version, e.version)
+		if after.hash != 0 {
+			after.version = max(after.version, e.version) // of a repeat
+		}
 		l.ignored.Remove(e.key)
 		l.known.Add(e.key, after)
 	}

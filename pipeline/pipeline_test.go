@@ -688,6 +688,52 @@ func TestRecall(t *testing.T) {
 	b.stop()
 }
 
+// TestRepeatOfWhatTheRowWasAhead: at a hand-over a row may be ahead of what its new
+// owner has heard. Once that has heard the same, a repeat is one.
+func TestRepeatOfWhatTheRowWasAhead(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in := b.own(t, "eu01")
+	db.rows[instance(1)] = &fakeRow{10, "stopped"}
+	offer(t, in, heard(t, instance(1), 8, "stopping"))
+	offer(t, in, heard(t, instance(1), 9, "stopping")) // a repeat, which the row is past
+	awaitIdle(t, in)
+	offer(t, in, heard(t, instance(1), 10, "stopped"))
+	offer(t, in, heard(t, instance(1), 11, "stopped"))
+	offer(t, in, heard(t, instance(1), 12, "stopped"))
+	drain(t, in)
+	if got := publisher.contents(instance(1)); len(got) != 0 {
+		t.Errorf("told again: %q", got)
+	}
+	b.stop()
+}
+
+// TestChangeBackToWhatTheRowIsPast: an update that was taken for a repeat of one
+// that turned out to be stale is written when it is heard again.
+func TestChangeBackToWhatTheRowIsPast(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	db.gate, db.entered = make(chan struct{}), make(chan struct{})
+	b := newBench(t, db, publisher, Config{})
+	in := b.own(t, "eu01")
+	db.rows[instance(1)] = &fakeRow{10, "b"}
+	offer(t, in, heard(t, instance(1), 9, "a"))
+	<-db.entered
+	offer(t, in, heard(t, instance(1), 12, "a")) // back, after a "b" that was missed
+	close(db.gate)
+	go func() {
+		for range db.entered {
+		}
+	}()
+	awaitIdle(t, in)
+	offer(t, in, heard(t, instance(1), 12, "a"))
+	drain(t, in)
+	if got := db.row(instance(1)); got != (fakeRow{12, "a"}) {
+		t.Errorf("the row is %v", got)
+	}
+	b.stop()
+	close(db.entered)
+}
+
 func TestRecallFails(t *testing.T) {
 	db, publisher := newFakeStore(), &fakePublisher{}
 	b := newBench(t, db, publisher, Config{})
