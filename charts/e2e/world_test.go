@@ -1,0 +1,256 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/trestle-bridge/trestle/loadtest"
+)
+
+const (
+	release  = "trestle"
+	clusters = 9
+	// patience is how long anything may take before the test says that it does
+	// not happen. It is no measure of speed.
+	patience = 3 * time.Minute
+	replicas = "component=ws-manager-bridge"
+)
+
+// world is an installation, under load for most of the time.
+type world struct {
+	t         *testing.T
+	ctx       context.Context
+	namespace string
+	db        *pgxpool.Pool
+	rows      []string // of the table of results
+
+	test   *loadtest.Test
+	prefix string // of the names of the test's clusters
+	story  story
+}
+
+// do runs a command and gives what it prints.
+func (w *world) do(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(w.ctx, 2*patience)
+	defer cancel()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
+	}
+	return out.String(), nil
+}
+
+func (w *world) must(name string, args ...string) string {
+	w.t.Helper()
+	out, err := w.do(name, args...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func (w *world) kubectl(args ...string) string {
+	w.t.Helper()
+	return w.must("kubectl", append([]string{"-n", w.namespace}, args...)...)
+}
+
+// helm installs or upgrades.
+func (w *world) helm(args ...string) error {
+	image := os.Getenv("TRESTLE_E2E_IMAGE")
+	colon := strings.LastIndex(image, ":")
+	_, err := w.do("helm", append([]string{"-n", w.namespace, "upgrade", "--install", release, "../trestle", "--timeout", "3m",
+		"--set", "image.repository=" + image[:colon], "--set-string", "image.tag=" + image[colon+1:],
+		"--set", "postgres.existingSecret=postgres", "--set", "redis.address=" + os.Getenv("TRESTLE_E2E_REDIS"),
+		"--set", "etcd.endpoints={" + os.Getenv("TRESTLE_E2E_ETCD") + "}", "--set", "etcd.prefix=/" + w.namespace,
+		"--set", "resources.requests.cpu=20m"}, args...)...)
+	return err
+}
+
+// condition is of a pod.
+type condition struct {
+	Type, Status       string
+	LastTransitionTime time.Time
+}
+
+type pod struct {
+	Metadata struct {
+		Name              string
+		CreationTimestamp time.Time
+		DeletionTimestamp string
+	}
+	Spec   struct{ NodeName string }
+	Status struct {
+		ContainerStatuses []struct{ ContainerID string }
+		Conditions        []condition
+	}
+}
+
+// ready says since when the pod has been, in whole seconds; zero if it is not.
+func (p *pod) ready() time.Time {
+	for _, c := range p.Status.Conditions {
+		if c.Type == "Ready" && c.Status == "True" {
+			return c.LastTransitionTime
+		}
+	}
+	return time.Time{}
+}
+
+// pods are those that are not told to end.
+func (w *world) pods() []pod {
+	w.t.Helper()
+	var list struct{ Items []pod }
+	if err := json.Unmarshal([]byte(w.kubectl("get", "pods", "-l", replicas, "-o", "json")), &list); err != nil {
+		w.t.Fatal(err)
+	}
+	return slices.DeleteFunc(list.Items, func(p pod) bool { return p.Metadata.DeletionTimestamp != "" })
+}
+
+// metrics are those of a replica.
+func (w *world) metrics(p *pod) (map[string]*dto.MetricFamily, error) {
+	text, err := w.do("kubectl", "get", "--raw", fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:9500/proxy/metrics", w.namespace, p.Metadata.Name))
+	if err != nil {
+		return nil, err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	return parser.TextToMetricFamilies(strings.NewReader(text))
+}
+
+// epochs are those of the shards under load, as their owners hold them.
+func (w *world) epochs(pods []pod) (map[string]float64, error) {
+	all := make(map[string]float64)
+	for i := range pods {
+		families, err := w.metrics(&pods[i])
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range families["trestle_shard_epoch"].GetMetric() {
+			labels := make(map[string]string)
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if labels["kind"] == "observed" && strings.HasPrefix(labels["shard"], w.prefix+"-") {
+				all[labels["shard"]] = max(all[labels["shard"]], m.GetGauge().GetValue())
+			}
+		}
+	}
+	return all, nil
+}
+
+// settled waits until so many replicas are there, all ready, and carry every
+// cluster.
+func (w *world) settled(count int) (pods []pod, epochs map[string]float64) {
+	w.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		pods = w.pods()
+		ready := 0
+		for i := range pods {
+			if !pods[i].ready().IsZero() {
+				ready++
+			}
+		}
+		if len(pods) == count && ready == count {
+			var err error
+			if epochs, err = w.epochs(pods); err == nil && len(epochs) == clusters {
+				return pods, epochs
+			}
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%d replicas that carry all clusters did not come about: %d pods, %d ready, %d clusters carried", count, len(pods), ready, len(epochs))
+		}
+		w.pause(300 * time.Millisecond)
+	}
+}
+
+// pause is between two looks.
+func (w *world) pause(d time.Duration) {
+	w.t.Helper()
+	select {
+	case <-time.After(d):
+	case <-w.ctx.Done():
+		w.t.Fatal(w.ctx.Err())
+	}
+}
+
+// wanted is how many replicas are.
+func (w *world) wanted() int {
+	w.t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(w.kubectl("get", "deployment", release, "-o", "jsonpath={.spec.replicas}")))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return n
+}
+
+// sent waits until the load of so many seconds has been sent.
+func (w *world) sent(seconds float64) {
+	w.t.Helper()
+	goal := w.test.Ledger().Counts().Sent + int64(seconds*rate())
+	deadline := time.Now().Add(patience)
+	for w.test.Ledger().Counts().Sent < goal {
+		if time.Now().After(deadline) {
+			w.t.Fatal("the load has ended")
+		}
+		w.pause(50 * time.Millisecond)
+	}
+}
+
+func rate() float64 {
+	if r, err := strconv.ParseFloat(os.Getenv("TRESTLE_E2E_RATE"), 64); err == nil {
+		return r
+	}
+	return 1000
+}
+
+// usage is what a replica uses.
+type usage struct {
+	at         time.Time
+	cpu, bytes float64 // seconds since its start; resident
+}
+
+func (w *world) usage(pods []pod) map[string]usage {
+	w.t.Helper()
+	all := make(map[string]usage)
+	for i := range pods {
+		families, err := w.metrics(&pods[i])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		gauge := func(name string) float64 {
+			for _, m := range families[name].GetMetric() {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+			w.t.Fatalf("%s does not tell %s", pods[i].Metadata.Name, name)
+			return 0
+		}
+		all[pods[i].Metadata.Name] = usage{at: time.Now(), cpu: gauge("process_cpu_seconds_total"), bytes: gauge("process_resident_memory_bytes")}
+	}
+	return all
+}
+
+// compare says what replicas used between two looks.
+func compare(before, after map[string]usage) string {
+	var cores, most, bytes float64
+	for name, a := range after {
+		b := before[name]
+		each := (a.cpu - b.cpu) / a.at.Sub(b.at).Seconds()
+		cores, most, bytes = cores+each, max(most, each), max(bytes, a.bytes)
+	}
+	return fmt.Sprintf("%d replicas at %.0f updates/s: %.3f cores in all, %.3f the busiest, at most %.0f MiB", len(after), rate(), cores, most, bytes/(1<<20))
+}
