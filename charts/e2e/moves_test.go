@@ -108,20 +108,20 @@ const (
 // moved just then, and of those for shards that stayed meanwhile.
 type latencies struct {
 	all, moving, staying ledger.Histogram
-	moves                int
+	moves                map[int]int // of each cluster
 }
 
 func (s *story) during(from, until time.Time) *latencies {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := &latencies{}
+	l := &latencies{moves: make(map[int]int)}
 	var moves []move
 	for _, m := range s.moves {
 		if m.at.After(from) && m.at.Before(until) {
 			moves = append(moves, m)
+			l.moves[m.cluster]++
 		}
 	}
-	l.moves = len(moves)
 	for _, x := range s.waited {
 		if x.sent.Before(from) || !x.sent.Before(until) {
 			continue
