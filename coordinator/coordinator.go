@@ -184,7 +184,7 @@ type Coordinator struct {
 	draining, left atomic.Bool
 	leading        atomic.Bool
 	// They wake the loops of these names, and coalesce.
-	assign, answered, elect, lead chan struct{}
+	assign, answered, held, elect, lead chan struct{}
 }
 
 // New starts nothing; Run does.
@@ -194,7 +194,7 @@ func New(cfg Config) (*Coordinator, error) {
 	}
 	c := &Coordinator{
 		cfg: cfg, layout: table.NewLayout(cfg.Prefix), started: time.Now(),
-		assign: make(chan struct{}, 1), answered: make(chan struct{}, 1), elect: make(chan struct{}, 1), lead: make(chan struct{}, 1),
+		assign: make(chan struct{}, 1), answered: make(chan struct{}, 1), held: make(chan struct{}, 1), elect: make(chan struct{}, 1), lead: make(chan struct{}, 1),
 	}
 	var err error
 	if c.metrics, err = newMetrics(cfg.Registerer, c); err != nil {
@@ -215,8 +215,11 @@ func New(cfg Config) (*Coordinator, error) {
 	}
 	c.duties, err = duty.New(duty.Config{
 		Incarnation: cfg.Replica.Incarnation, Worker: cfg.Worker, Fences: cfg.Fences, Logger: cfg.Logger,
-		Answered: func() { poke(c.answered) },
-		Raised:   func(d time.Duration) { c.metrics.raised.Observe(d.Seconds()) },
+		Answered: func() {
+			poke(c.answered)
+			poke(c.held)
+		},
+		Raised: func(d time.Duration) { c.metrics.raised.Observe(d.Seconds()) },
 	})
 	if err != nil {
 		return nil, err
@@ -321,7 +324,9 @@ func (c *Coordinator) exists() func(cluster string) bool {
 	return func(cluster string) bool { return names[cluster] }
 }
 
-// runReports tells what is measured.
+// runReports tells what is measured, from time to time and soon after shards
+// have come or gone: whether an owner hears its cluster decides about its next
+// hand-over, which may be ordered right after it has taken over.
 func (c *Coordinator) runReports(ctx context.Context) error {
 	for ctx.Err() == nil {
 		load := table.Load{At: time.Now().UTC(), Shards: make(map[string]table.Measured)}
@@ -332,7 +337,10 @@ func (c *Coordinator) runReports(ctx context.Context) error {
 			}
 		}
 		c.link.Say(c.layout.Load(c.me()), table.Encode(load))
-		wait(ctx, jitter(c.cfg.Timing.Report), nil)
+		begun := time.Now()
+		wait(ctx, jitter(c.cfg.Timing.Report), c.held)
+		// One after the other, as in a hand-over of many shards.
+		wait(ctx, c.cfg.Timing.Report/10-time.Since(begun), nil)
 	}
 	return nil
 }

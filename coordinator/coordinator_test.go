@@ -755,6 +755,34 @@ func TestWeights(t *testing.T) {
 	})
 }
 
+// Whether the owner hears the cluster decides about the next hand-over, which may
+// be ordered at once.
+func TestNewOwnerIsHeardSoon(t *testing.T) {
+	in(t, 8, func(t *testing.T, w *world) {
+		w.rates = map[string]float64{"c00": 1, "c01": 1, "c02": 1, "c03": 1, "c04": 1, "c05": 1}
+		w.fleet("a", "b")
+		time.Sleep(time.Minute)
+		for cluster := range w.rates {
+			id := shard.Whole(cluster)
+			target := "a"
+			if w.owners()[id] == w.node("a").inc {
+				target = "b"
+			}
+			w.do(Command{Kind: CommandPin, Shard: cluster, Replica: target})
+			for w.owners()[id] != w.node(target).inc {
+				time.Sleep(100 * time.Millisecond)
+			}
+			time.Sleep(time.Second)
+			s, _ := w.leader().c.State()
+			for _, sh := range s.Shards {
+				if sh.ID == id && sh.Measured.Rate != 1 {
+					t.Errorf("a second after it has moved, %s is measured as %+v", id, sh.Measured)
+				}
+			}
+		}
+	})
+}
+
 // What a later version has added to the table, this one leaves there.
 func TestFieldsOfLaterVersionsStay(t *testing.T) {
 	in(t, 1, func(t *testing.T, w *world) {

@@ -63,6 +63,10 @@ type Intake struct {
 	published map[store.OutboxRef]struct{}
 	// partial: see Partial.
 	partial bool
+	// recalling says that Recall is under way, forgotten what was to be forgotten
+	// since it began.
+	recalling bool
+	forgotten []status.InstanceID
 	// ended says that the term is over: the fence was refused, or Close was
 	// called. What is unpublished is the successor's then.
 	ended bool
@@ -162,10 +166,11 @@ func (in *Intake) Offer(h status.Heard) error {
 		l.noteInvalid(in, h)
 		return nil
 	}
-	in.metrics.started(change.Kind)
+	decoded := kindOf(change.Kind)
+	in.metrics.started(decoded)
 	if !l.add(in, h, change) {
 		in.metrics.known(true, 1)
-		in.metrics.completed(change.Kind, outcomeSkipped, h.At)
+		in.metrics.completed(decoded, outcomeSkipped, h.At)
 		return nil
 	}
 	return nil
@@ -226,9 +231,43 @@ func (in *Intake) Remember(poison []store.Poison) {
 	}
 }
 
+// Recall tells which version each row of the cluster has, as read says, so that
+// what a snapshot brings of those that have not changed is stale at once. Call it
+// after the fence was raised, when nobody else writes the rows any more: what is
+// forgotten meanwhile stays forgotten. Read is told how many there is room for; an
+// error is its own.
+func (in *Intake) Recall(read func(limit int) ([]store.InstanceVersion, error)) error {
+	in.mu.Lock()
+	in.recalling = true
+	in.mu.Unlock()
+	// The other half is for what the other shards have heard.
+	rows, err := read(max(in.p.cfg.DedupEntries/2, 1))
+	byLane := make([][]store.InstanceVersion, len(in.p.lanes))
+	for _, row := range rows {
+		if in.id.Contains(row.ID) {
+			i := shard.Lane(row.ID, len(in.p.lanes))
+			byLane[i] = append(byLane[i], row)
+		}
+	}
+	for i, rows := range byLane {
+		in.p.lanes[i].recall(in, rows)
+	}
+	in.mu.Lock()
+	forgotten := in.forgotten
+	in.recalling, in.forgotten = false, nil
+	in.mu.Unlock()
+	in.Forget(forgotten)
+	return err
+}
+
 // Forget makes the pipeline forget what it has heard of these instances, so
 // that the same status heard again is written again. What waits, waits on.
 func (in *Intake) Forget(ids []status.InstanceID) {
+	in.mu.Lock()
+	if in.recalling {
+		in.forgotten = append(in.forgotten, ids...)
+	}
+	in.mu.Unlock()
 	for _, id := range ids {
 		in.p.lanes[shard.Lane(id, len(in.p.lanes))].forget(in, id)
 	}

@@ -24,16 +24,24 @@ type key struct {
 	tag      uint32
 }
 
-// memory is what is remembered of an instance of which nothing waits.
+// memory is what is remembered of an instance of which nothing waits. There are
+// very many of them.
 type memory struct {
-	version uint64 // the highest heard or stored
-	hash    uint64 // of the last one heard; 0 if that is not what is stored
-	// until is set for an instance that no row knows, or that is foreign, in Unix
-	// nanoseconds.
-	until      int64
+	version    uint64    // the highest heard or stored
+	hash       uint64    // of the last one heard; 0 if that is not what is stored
 	generation uint32    // the subscription on which the stream spoke of it
 	noted      trace.Ref // where in the trace
-	kind       status.Kind
+	kind       kind
+	// recalled says that the version is that of the row, and that nothing was
+	// heard of the instance yet.
+	recalled bool
+}
+
+// stranger is what is remembered of an instance that no row knows, or that is
+// foreign.
+type stranger struct {
+	until int64 // that is not asked again, in Unix nanoseconds
+	noted trace.Ref
 }
 
 // entry is an instance of which something waits or is in flight.
@@ -107,7 +115,8 @@ type lane struct {
 	// known remembers instances that were written, ignored those that no row
 	// knows: apart, so that a flood of the latter does not push out the
 	// former.
-	known, ignored *simplelru.LRU[key, *memory]
+	known   *simplelru.LRU[key, memory]
+	ignored *simplelru.LRU[key, stranger]
 	// ring holds the intakes that have something queued here. A batch takes
 	// from them in turn, so that none waits for another's flood.
 	ring []*Intake
@@ -121,11 +130,11 @@ type lane struct {
 
 func newLane(p *Pipeline, index int) (*lane, error) {
 	size := max(p.cfg.DedupEntries/p.cfg.Lanes, 1)
-	known, err := simplelru.NewLRU[key, *memory](size, nil)
+	known, err := simplelru.NewLRU[key, memory](size, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make room to remember %d instances: %w", size, err)
 	}
-	ignored, err := simplelru.NewLRU[key, *memory](max(size/8, 1), nil)
+	ignored, err := simplelru.NewLRU[key, stranger](max(size/8, 1), nil)
 	if err != nil {
 		return nil, fmt.Errorf("make room to remember %d unknown instances: %w", size/8, err)
 	}
@@ -157,31 +166,36 @@ const (
 )
 
 // judge compares a status with what was last heard of its instance.
-func (l *lane) judge(in *Intake, h status.Heard) (verdict, status.Kind) {
+func (l *lane) judge(in *Intake, h status.Heard) (verdict, kind) {
 	k := key{h.ID, in.tag}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.entries[k]; e != nil {
 		v := e.judge(h, in.generation.Load())
-		l.decided.skip(k, &e.memory, v, h)
+		l.decided.skip(k, &e.noted, v, h)
 		return v, e.kind
 	}
 	if m, ok := l.known.Get(k); ok {
+		before := m
 		v := m.judge(h, in.generation.Load())
 		if v == verdictFresh && l.full(in, h) {
 			v = verdictFull
 		}
-		l.decided.skip(k, m, v, h)
+		l.decided.skip(k, &m.noted, v, h)
+		if m != before {
+			l.known.Add(k, m)
+		}
 		return v, m.kind
 	}
-	if m, ok := l.ignored.Get(k); ok && h.At.UnixNano() < m.until {
-		l.decided.skip(k, m, verdictUnknown, h)
-		return verdictUnknown, m.kind
+	if s, ok := l.ignored.Get(k); ok && h.At.UnixNano() < s.until {
+		l.decided.skip(k, &s.noted, verdictUnknown, h)
+		l.ignored.Add(k, s)
+		return verdictUnknown, 0
 	}
 	if l.full(in, h) {
-		return verdictFull, ""
+		return verdictFull, 0
 	}
-	return verdictFresh, ""
+	return verdictFresh, 0
 }
 
 // full says whether an instance of which nothing waits has to stay outside.
@@ -225,17 +239,17 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 	if e == nil {
 		e = &entry{key: k, in: in, listed: h.Snapshot}
 		if m, ok := l.known.Peek(k); ok {
-			e.memory = *m
-		} else if m, ok := l.ignored.Peek(k); ok {
-			e.noted = m.noted
+			e.memory = m
+		} else if s, ok := l.ignored.Peek(k); ok {
+			e.noted = s.noted
 		}
 	}
-	if e.inFlight == nil && e.waiting == nil && e.hash == 0 && e.version == 0 {
-		change.First = true
-	} else if v := e.judge(h, in.generation.Load()); v != verdictFresh {
-		l.decided.skip(k, &e.memory, v, h)
+	unheard := e.inFlight == nil && e.waiting == nil && e.hash == 0 && (e.version == 0 || e.recalled)
+	if v := e.judge(h, in.generation.Load()); v != verdictFresh && (!unheard || e.recalled) {
+		l.decided.skip(k, &e.noted, v, h)
 		return false
 	}
+	change.First = unheard
 	switch {
 	case e.waiting == nil:
 		e.waiting = change
@@ -244,11 +258,11 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 			in.begins(e)
 		}
 	case !e.waiting.Fold(change):
-		l.decided.skip(k, &e.memory, verdictStale, h)
+		l.decided.skip(k, &e.noted, verdictStale, h)
 		return false
 	}
 	e.version = max(e.version, h.Version)
-	e.hash, e.kind = h.Hash, change.Kind
+	e.hash, e.kind, e.recalled = h.Hash, kindOf(change.Kind), false
 	if !h.Snapshot {
 		e.generation = in.generation.Load()
 	}
@@ -325,17 +339,16 @@ func (l *lane) take(limit int) []*entry {
 	return batch
 }
 
-// release ends the flight of entries. Each is remembered as its outcome says,
-// or waits on if more was heard meanwhile.
-func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
+// release ends the flight of entries. Each is remembered as its outcome says, as
+// a stranger if until is not zero, or waits on if more was heard meanwhile.
+func (l *lane) release(entries []*entry, outcome func(i int, e *entry) (after memory, until int64)) {
 	l.mu.Lock()
 	settled := make(map[*Intake]settlement)
 	for i, e := range entries {
 		if l.entries[e.key] != e {
 			continue // dropped with its intake
 		}
-		heard := e.memory
-		after := outcome(i, e)
+		after, until := outcome(i, e)
 		e.inFlight, e.doubt = nil, false
 		if e.waiting != nil {
 			// The last one heard is the one that waits.
@@ -344,15 +357,15 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) memory) {
 		}
 		delete(l.entries, e.key)
 		settled[e.in] = settled[e.in].with(e)
-		after.generation, after.kind, after.noted = heard.generation, heard.kind, heard.noted
-		after.version = max(after.version, heard.version)
-		if after.until == 0 {
-			l.ignored.Remove(e.key)
-			l.known.Add(e.key, &after)
-		} else {
+		if until != 0 {
 			l.known.Remove(e.key)
-			l.ignored.Add(e.key, &after)
+			l.ignored.Add(e.key, stranger{until: until, noted: e.noted})
+			continue
 		}
+		after.generation, after.kind, after.noted = e.generation, e.kind, e.noted
+		after.version = max(after.version, e.version)
+		l.ignored.Remove(e.key)
+		l.known.Add(e.key, after)
 	}
 	l.busy = time.Time{}
 	l.mu.Unlock()
@@ -386,7 +399,20 @@ func (l *lane) putBack(entries []*entry, doubt bool) {
 func (l *lane) remember(in *Intake, row store.Poison) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known.Add(key{row.Instance, in.tag}, &memory{version: row.Version, hash: row.Hash, kind: row.Kind})
+	l.known.Add(key{row.Instance, in.tag}, memory{version: row.Version, hash: row.Hash, kind: kindOf(row.Kind)})
+}
+
+// recall notes what the rows are known to have, of instances of which nothing else
+// is remembered.
+func (l *lane) recall(in *Intake, rows []store.InstanceVersion) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, row := range rows {
+		k := key{row.ID, in.tag}
+		if _, heard := l.entries[k]; !heard && !l.known.Contains(k) {
+			l.known.Add(k, memory{version: row.Version, recalled: true})
+		}
+	}
 }
 
 // forget drops what is remembered of an instance, not what waits. The trace
@@ -397,7 +423,8 @@ func (l *lane) forget(in *Intake, id status.InstanceID) {
 	defer l.mu.Unlock()
 	l.ignored.Remove(k)
 	if m, ok := l.known.Peek(k); ok {
-		l.decided.forget(k, m)
+		l.decided.forget(k, &m)
+		l.known.Add(k, m)
 	}
 	if e := l.entries[k]; e != nil && e.waiting == nil {
 		l.decided.forget(k, &e.memory)

@@ -151,13 +151,17 @@ func (m *metrics) applied(result store.Result) {
 // kinds orders the kinds of instances for the arrays of intakeMetrics.
 var kinds = [...]status.Kind{status.KindRegular, status.KindPrebuild, status.KindImageBuild}
 
-func kindIndex(kind status.Kind) int {
+// kind is an index into them. What is not decoded yet is taken for regular, as
+// most are.
+type kind uint8
+
+func kindOf(name status.Kind) kind {
 	for i := range kinds {
-		if kinds[i] == kind {
-			return i
+		if kinds[i] == name {
+			return kind(i)
 		}
 	}
-	return 0 // not yet decoded: most are regular
+	return 0
 }
 
 // intakeMetrics are the series of one cluster, looked up once: at full speed
@@ -203,19 +207,19 @@ func (in *intakeMetrics) invalid(err error) {
 }
 
 // started counts an update that is decoded.
-func (in *intakeMetrics) started(kind status.Kind) {
+func (in *intakeMetrics) started(kind kind) {
 	in.byVerdict[verdictFresh].Inc()
-	in.startedBy[kindIndex(kind)].Inc()
+	in.startedBy[kind].Inc()
 }
 
 // skipped counts an update that never reaches the store.
-func (in *intakeMetrics) skipped(v verdict, kind status.Kind, heard time.Time) {
+func (in *intakeMetrics) skipped(v verdict, kind kind, heard time.Time) {
 	in.byVerdict[v].Inc()
 	if v == verdictStale {
 		in.m.stale.Inc()
 	}
 	in.known(v != verdictUnknown, 1)
-	in.startedBy[kindIndex(kind)].Inc()
+	in.startedBy[kind].Inc()
 	in.completed(kind, outcomeSkipped, heard)
 }
 
@@ -227,7 +231,7 @@ func (in *intakeMetrics) known(known bool, updates int) {
 	}
 }
 
-func (in *intakeMetrics) completed(kind status.Kind, outcome string, heard time.Time) {
+func (in *intakeMetrics) completed(kind kind, outcome string, heard time.Time) {
 	observers := &in.success
 	switch outcome {
 	case outcomeSkipped:
@@ -235,7 +239,7 @@ func (in *intakeMetrics) completed(kind status.Kind, outcome string, heard time.
 	case outcomeError:
 		observers = &in.errorBy
 	}
-	observers[kindIndex(kind)].Observe(time.Since(heard).Seconds())
+	observers[kind].Observe(time.Since(heard).Seconds())
 }
 
 // completedChange counts every update that a change carried. Of the folded
@@ -243,9 +247,10 @@ func (in *intakeMetrics) completed(kind status.Kind, outcome string, heard time.
 // be like the last.
 func (in *intakeMetrics) completedChange(change *status.Change, outcome string) {
 	in.m.folded.Add(float64(change.Updates))
-	in.completed(change.Kind, outcome, change.FirstAt)
+	kind := kindOf(change.Kind)
+	in.completed(kind, outcome, change.FirstAt)
 	for range change.Updates - 1 {
-		in.completed(change.Kind, outcome, change.LastAt)
+		in.completed(kind, outcome, change.LastAt)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -590,6 +591,81 @@ func TestPreparedShardHearsALargeSnapshotToItsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	drain(t, in)
+	b.stop()
+}
+
+// TestRecall: what the rows are known to have is stale before it is decoded, and
+// what is newer is written as the first that was heard.
+func TestRecall(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{Lanes: 2})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rows = 20
+	var versions []store.InstanceVersion
+	for n := range rows {
+		db.rows[instance(n)] = &fakeRow{7, "as stored"}
+		versions = append(versions, store.InstanceVersion{ID: instance(n), Version: 7})
+	}
+	in.Seamless()
+	offer(t, in, heard(t, instance(2), 8, "heard before"))
+	var room int
+	err = in.Recall(func(limit int) ([]store.InstanceVersion, error) {
+		room = limit
+		in.Forget([]status.InstanceID{instance(0)})
+		return versions, nil
+	})
+	if err != nil || room < rows {
+		t.Fatalf("recall: room for %d, %v", room, err)
+	}
+	if err := in.Own(db.raise(in.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	for n := range rows {
+		version := uint64(7)
+		if n == 1 {
+			version = 8
+		}
+		h := heard(t, instance(n), version, "as a snapshot says")
+		h.Snapshot = true
+		offer(t, in, h)
+	}
+	drain(t, in)
+	firsts := make(map[status.InstanceID]bool)
+	for _, batch := range db.batches {
+		for _, e := range batch.Entries {
+			firsts[e.Change.ID] = e.Change.First
+		}
+	}
+	want := map[status.InstanceID]bool{
+		instance(0): true, // a sweep may have changed it since it was read
+		instance(1): true,
+		instance(2): true,
+	}
+	if !maps.Equal(firsts, want) {
+		t.Errorf("written, and whether as the first: %v, want %v", firsts, want)
+	}
+	if got := db.row(instance(1)); got != (fakeRow{8, "as a snapshot says"}) {
+		t.Errorf("the row that has changed is %v", got)
+	}
+	if got := db.row(instance(2)).message; got != "heard before" {
+		t.Errorf("the row of what was heard before is %q", got)
+	}
+	b.stop()
+}
+
+func TestRecallFails(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Recall(func(int) ([]store.InstanceVersion, error) { return nil, errAway }); !errors.Is(err, errAway) {
+		t.Errorf("recall: %v", err)
+	}
 	b.stop()
 }
 

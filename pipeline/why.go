@@ -32,7 +32,7 @@ func newBooks(bytes int) (b books, err error) {
 }
 
 // at is the book for a decision, and where in it the instance was noted last.
-func (b *books) at(m *memory, d trace.Decision) (book *trace.Book, ref, mark trace.Ref) {
+func (b *books) at(noted trace.Ref, d trace.Decision) (book *trace.Book, ref, mark trace.Ref) {
 	book = b.ours
 	switch d {
 	case trace.Unknown:
@@ -40,15 +40,15 @@ func (b *books) at(m *memory, d trace.Decision) (book *trace.Book, ref, mark tra
 	case trace.Foreign:
 		book, mark = b.others, fromOthers|isForeign
 	}
-	if (m.noted^mark)&fromOthers == 0 {
-		ref = m.noted &^ (fromOthers | isForeign)
+	if (noted^mark)&fromOthers == 0 {
+		ref = noted &^ (fromOthers | isForeign)
 	}
 	return book, ref, mark
 }
 
 // skip notes what became of a status that never reaches the store. Of one that
 // goes on it says nothing yet.
-func (b *books) skip(k key, m *memory, v verdict, h status.Heard) {
+func (b *books) skip(k key, noted *trace.Ref, v verdict, h status.Heard) {
 	var d trace.Decision
 	switch v {
 	case verdictRepeat:
@@ -57,24 +57,24 @@ func (b *books) skip(k key, m *memory, v verdict, h status.Heard) {
 		d = trace.Stale
 	case verdictUnknown:
 		d = trace.Unknown
-		if m.noted&isForeign != 0 {
+		if *noted&isForeign != 0 {
 			d = trace.Foreign
 		}
 	default:
 		return
 	}
-	book, ref, mark := b.at(m, d)
-	m.noted = book.Skip(ref, trace.Key{Instance: k.instance, Term: k.tag}, d, h.Version, h.At) | mark
+	book, ref, mark := b.at(*noted, d)
+	*noted = book.Skip(ref, trace.Key{Instance: k.instance, Term: k.tag}, d, h.Version, h.At) | mark
 }
 
-func (b *books) put(k key, m *memory, n trace.Note) {
-	book, ref, mark := b.at(m, n.Decision)
-	m.noted = book.Put(ref, trace.Key{Instance: k.instance, Term: k.tag}, n) | mark
+func (b *books) put(k key, noted *trace.Ref, n trace.Note) {
+	book, ref, mark := b.at(*noted, n.Decision)
+	*noted = book.Put(ref, trace.Key{Instance: k.instance, Term: k.tag}, n) | mark
 }
 
 // forget leaves of what is remembered only where it was noted.
 func (b *books) forget(k key, m *memory) {
-	b.put(k, m, trace.Note{Decision: trace.Forgotten, Version: m.version, At: time.Now()})
+	b.put(k, &m.noted, trace.Note{Decision: trace.Forgotten, Version: m.version, At: time.Now()})
 	*m = memory{noted: m.noted}
 }
 
@@ -103,7 +103,7 @@ func (l *lane) noteCommit(entries []*entry, results []store.Result) {
 		case store.Refused:
 			n.Decision = trace.Fenced
 		}
-		l.decided.put(e.key, &e.memory, n)
+		l.decided.put(e.key, &e.noted, n)
 	}
 }
 
@@ -111,7 +111,7 @@ func (l *lane) noteCommit(entries []*entry, results []store.Result) {
 func (l *lane) noteQuarantined(e *entry, refused *status.Change, updates int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.decided.put(e.key, &e.memory, trace.Note{
+	l.decided.put(e.key, &e.noted, trace.Note{
 		Decision: trace.Quarantined, Version: refused.Version, Updates: updates, Phase: refused.Phase(), At: time.Now(),
 	})
 }
@@ -123,9 +123,10 @@ func (l *lane) noteInvalid(in *Intake, h status.Heard) {
 	defer l.mu.Unlock()
 	n := trace.Note{Decision: trace.Invalid, Version: h.Version, At: h.At}
 	if e := l.entries[k]; e != nil {
-		l.decided.put(k, &e.memory, n)
+		l.decided.put(k, &e.noted, n)
 	} else if m, ok := l.known.Peek(k); ok {
-		l.decided.put(k, m, n)
+		l.decided.put(k, &m.noted, n)
+		l.known.Add(k, m)
 	}
 	// One that nothing is known of may be anybody's; the log has it.
 }
@@ -137,7 +138,7 @@ func (l *lane) noteFenced(in *Intake) {
 	defer l.mu.Unlock()
 	for k, e := range l.entries {
 		if k.tag == in.tag && e.waiting != nil {
-			l.decided.put(k, &e.memory, trace.Note{
+			l.decided.put(k, &e.noted, trace.Note{
 				Decision: trace.Fenced, Version: e.waiting.Version, Updates: e.waiting.Updates, Phase: e.waiting.Phase(), At: now,
 			})
 		}
@@ -287,15 +288,12 @@ func (in *Intake) Retry(id status.InstanceID) {
 	l.ignored.Remove(k)
 	if e := l.entries[k]; e != nil {
 		// What waits, or is under way, is tried anyway.
-		l.decided.put(k, &e.memory, trace.Note{Decision: trace.Forgotten, Version: e.version, At: time.Now()})
+		l.decided.put(k, &e.noted, trace.Note{Decision: trace.Forgotten, Version: e.version, At: time.Now()})
 		return
 	}
-	m, ok := l.known.Peek(k)
-	if !ok {
-		m = &memory{}
-		l.known.Add(k, m)
-	}
-	l.decided.forget(k, m)
+	m, _ := l.known.Peek(k)
+	l.decided.forget(k, &m)
+	l.known.Add(k, m)
 }
 
 // Retried waits until nothing of an instance waits, and gives what was decided

@@ -143,8 +143,8 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 		"instance", refused.ID, "version", refused.Version, "sqlstate", fault.SQLState, "reason", fault.Reason)
 	e.in.metrics.failed(refused)
 	l.noteQuarantined(e, refused, refused.Updates)
-	l.release([]*entry{e}, func(_ int, e *entry) memory {
-		return memory{version: refused.Version, hash: refused.Hash}
+	l.release([]*entry{e}, func(int, *entry) (memory, int64) {
+		return memory{version: refused.Version, hash: refused.Hash}, 0
 	})
 	return true
 }
@@ -225,24 +225,23 @@ func (l *lane) conclude(entries []*entry, commit store.Commit) {
 		in.refuse()
 	}
 	now := time.Now()
-	l.release(entries, func(i int, e *entry) memory {
+	l.release(entries, func(i int, e *entry) (memory, int64) {
 		return remembered(commit.Results[i], e, now)
 	})
 }
 
-// remembered gives what is to be remembered of an instance after a commit.
-func remembered(result store.Result, e *entry, now time.Time) memory {
+// remembered gives what is to be remembered of an instance after a commit; of a
+// stranger, until when it is not asked for again.
+func remembered(result store.Result, e *entry, now time.Time) (after memory, until int64) {
 	change := e.inFlight
 	switch {
-	case result.Outcome == store.Unknown:
-		return memory{until: now.Add(ignorance).UnixNano()}
-	case result.Outcome == store.Foreign:
-		// The same instance may change hands; a look now and then will do.
-		return memory{until: now.Add(ignorance).UnixNano()}
+	case result.Outcome == store.Unknown, result.Outcome == store.Foreign:
+		// A foreign instance may change hands; a look now and then will do.
+		return memory{}, now.Add(ignorance).UnixNano()
 	case result.Outcome == store.Stale && result.Stored != change.Version:
-		return memory{version: result.Stored}
+		return memory{version: result.Stored}, 0
 	}
-	return memory{version: change.Version, hash: change.Hash}
+	return memory{version: change.Version, hash: change.Hash}, 0
 }
 
 // account counts and logs the outcome of one entry.

@@ -97,7 +97,7 @@ func (p *program) pin() *cobra.Command {
 		Short: "Tie a shard to a replica, as long as that lives and does not drain",
 	}, []argument{{"SHARD", p.knownShards}, {"REPLICA", p.knownReplicas}}, holds, func(ctx context.Context, r *replica, args []string, w *wish) (proto.Message, string, error) {
 		answer, err := r.shards().Pin(ctx, &trestlev1.PinRequest{Shard: args[0], Replica: args[1], Reason: w.reason, Author: w.author, ValidFor: w.validFor()})
-		return answer, fmt.Sprintf("%s is pinned to %s, and moves there soon.", args[0], args[1]), err
+		return answer, fmt.Sprintf("%s is pinned to %s, and moves there soon if it is elsewhere.", args[0], args[1]), err
 	})
 }
 

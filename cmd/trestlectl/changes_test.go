@@ -42,9 +42,9 @@ func TestChanges(t *testing.T) {
 		prints string
 	}{
 		{[]string{"pin", "eu01#0/2", "b", "--reason", "closer", "--author", "ann", "--for", "90m"}, &trestlev1.PinRequest{},
-			`{"shard": "eu01#0/2", "replica": "b", "reason": "closer", "author": "ann", "validFor": "5400s"}`, "eu01#0/2 is pinned to b, and moves there soon. It lapses in 1h30m0s."},
+			`{"shard": "eu01#0/2", "replica": "b", "reason": "closer", "author": "ann", "validFor": "5400s"}`, "eu01#0/2 is pinned to b, and moves there soon if it is elsewhere. It lapses in 1h30m0s."},
 		{[]string{"pin", "eu01", "b", "--reason", "closer", "--author", "ann"}, &trestlev1.PinRequest{},
-			`{"shard": "eu01", "replica": "b", "reason": "closer", "author": "ann"}`, "eu01 is pinned to b, and moves there soon."},
+			`{"shard": "eu01", "replica": "b", "reason": "closer", "author": "ann"}`, "eu01 is pinned to b, and moves there soon if it is elsewhere."},
 		{[]string{"unpin", "eu01", "--reason", "r", "--author", "ann", "--for", "1m"}, &trestlev1.UnpinRequest{},
 			`{"shard": "eu01", "reason": "r", "author": "ann", "validFor": "60s"}`, "eu01 is not pinned any more."},
 		{[]string{"drain", "a", "--reason", "r", "--author", "ann", "--for", "1h"}, &trestlev1.DrainReplicaRequest{},

@@ -80,8 +80,13 @@ func (p *proof) dial(ctx context.Context, address string, within time.Duration) 
 		if _, said, found := strings.Cut(err.Error(), "Error while dialing: "); found {
 			err = errors.New(strings.TrimSuffix(said, `"`))
 		}
-		if p.tls == nil && strings.Contains(err.Error(), "error reading server preface") {
+		switch said := err.Error(); {
+		case strings.Contains(said, "looked like an HTTP/1.1 header"):
+			err = errors.New("it speaks HTTP and not gRPC, as the addresses of metrics and console do: give that of clusterService")
+		case p.tls == nil && strings.Contains(said, "error reading server preface"):
 			err = fmt.Errorf("%w (it may speak TLS: give --tls-ca or --tls)", err)
+		case strings.Contains(said, "first record does not look like a TLS handshake"):
+			err = fmt.Errorf("%w (it may speak plain text: leave out --tls and its like)", err)
 		}
 	default:
 		// It answers, whatever it knows of its health.

@@ -66,7 +66,13 @@ func exitCode(err error) int {
 // code.
 func (p *program) fail(command *cobra.Command, err error) int {
 	code := exitCode(err)
-	fmt.Fprintf(p.streams.err, "trestlectl: %s\n", plain(message(err), '\n'))
+	attempted := ""
+	if p.started {
+		// What was asked of a replica, as its answer need not say on what.
+		words := append(strings.Fields(command.CommandPath())[1:], command.Flags().Args()...)
+		attempted = strings.Join(words, " ") + ": "
+	}
+	fmt.Fprintf(p.streams.err, "trestlectl: %s\n", plain(attempted+message(err), '\n'))
 	if advice := p.advice(command, err, code); advice != "" {
 		fmt.Fprintln(p.streams.err, advice)
 	}
@@ -91,10 +97,19 @@ func (p *program) advice(command *cobra.Command, err error, code int) string {
 	case exitUsage:
 		return "See: " + command.CommandPath() + " --help"
 	case exitNotFound:
+		switch parent := command.Parent(); {
+		case parent != nil && parent.Name() == "quarantine":
+			return "See what there is: trestlectl quarantine list"
+		case parent != nil && parent.Name() == "instance":
+			return "Give the id of the instance, not that of its workspace."
+		}
 		return "See what there is: trestlectl shards, trestlectl replicas, trestlectl clusters list"
 	case exitRefused:
 		if errors.As(err, new(*againError)) {
 			return "Mend what it says, and try again; or drop it: trestlectl quarantine drop"
+		}
+		if strings.Contains(message(err), "nothing was changed") {
+			return ""
 		}
 		return "Nothing was changed."
 	case exitUnreachable:

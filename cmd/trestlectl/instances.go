@@ -98,7 +98,7 @@ func showTrace(g *page, a *trestlev1.TraceInstanceResponse) {
 		}
 	}
 	for _, q := range a.GetQuarantined() {
-		g.line("In quarantine since %s ago: version %d, refused %d times: %s (SQLSTATE %s)%s.",
+		g.line("In quarantine for %s: version %d, refused %d times: %s (SQLSTATE %s)%s.",
 			g.age(q.GetFirst()), q.GetVersion(), q.GetTimes(), q.GetReason(), q.GetSqlstate(), pastNote(q))
 	}
 	g.line("")
@@ -122,15 +122,15 @@ func showTrace(g *page, a *trestlev1.TraceInstanceResponse) {
 		}, rows)
 	}
 	for _, w := range a.GetWaiting() {
-		how := "waits to be written"
+		how := "waits to be written by " + who(w.GetReplica())
 		switch {
 		case w.GetInFlight():
-			how = "is being written"
+			how = "is being written by " + who(w.GetReplica())
 		case w.GetEpoch() == 0:
-			how = "waits, as the replica only prepares to take the shard over"
+			how = "waits at " + who(w.GetReplica()) + ", which only prepares to take the shard over"
 		}
-		g.line("Heard and not decided: version %d (%s, %d updates since %s ago) %s by %s.",
-			w.GetVersion(), orNone(w.GetPhase()), w.GetUpdates(), g.age(w.GetSince()), how, who(w.GetReplica()))
+		g.line("Heard and not decided: version %d (%s, %d updates since %s ago) %s.",
+			w.GetVersion(), orNone(w.GetPhase()), w.GetUpdates(), g.age(w.GetSince()), how)
 	}
 }
 
@@ -267,7 +267,14 @@ func (p *program) listQuarantine(ctx context.Context, cluster, instance string) 
 	}
 	return p.print(answer, func(g *page) {
 		if len(answer.GetChanges()) == 0 {
-			g.line("Nothing is in quarantine.")
+			switch {
+			case instance != "":
+				g.line("Nothing of %s is in quarantine.", instance)
+			case cluster != "":
+				g.line("Nothing that %s said is in quarantine.", cluster)
+			default:
+				g.line("Nothing is in quarantine.")
+			}
 			return
 		}
 		rows := make([][]string, len(answer.GetChanges()))

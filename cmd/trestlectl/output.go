@@ -129,7 +129,12 @@ type column struct {
 	title string
 	wide  bool
 	right bool
+	// number says that it is one although it is not on the right.
+	number bool
 }
+
+// counted says that its cells are compared as numbers.
+func (c column) counted() bool { return c.right || c.number }
 
 func (g *page) table(columns []column, rows [][]string) {
 	w := table.NewWriter()

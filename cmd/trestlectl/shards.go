@@ -77,7 +77,7 @@ func (p *program) listShards(ctx context.Context, cluster, of string) error {
 
 func shardColumns() []column {
 	return []column{
-		{title: "SHARD"}, {title: "REPLICA"}, {title: "PHASE"}, {title: "NEXT"}, {title: "EPOCH"}, {title: "SINCE", right: true}, {title: "REASON"},
+		{title: "SHARD"}, {title: "REPLICA"}, {title: "PHASE"}, {title: "NEXT"}, {title: "EPOCH", number: true}, {title: "SINCE", right: true}, {title: "REASON"},
 		{title: "UPDATES/S", right: true}, {title: "LIVE", right: true}, {title: "LAG", right: true}, {title: "HEARD", right: true},
 		{title: "PIN", wide: true}, {title: "WEIGHT", wide: true, right: true}, {title: "GENERATION", wide: true, right: true},
 		{title: "PROCESS", wide: true}, {title: "WHY", wide: true},

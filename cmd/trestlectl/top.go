@@ -124,7 +124,8 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case tea.WindowSizeMsg:
 		m.width, m.height = msg.Width, msg.Height
 	case seen:
-		if m.err = msg.err; msg.err == nil && !m.held {
+		// Before the first look there is nothing to hold.
+		if m.err = msg.err; msg.err == nil && (!m.held || m.last.replicas == nil) {
 			m.last = msg
 		}
 		return m, tea.Tick(m.interval, func(time.Time) tea.Msg { return due{} })
@@ -132,6 +133,10 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		return m, m.look
 	case tea.KeyPressMsg:
 		return m, m.key(msg)
+	case tea.PasteMsg:
+		if m.filtering {
+			return m, m.write(msg)
+		}
 	}
 	return m, nil
 }
@@ -151,10 +156,7 @@ func (m *top) key(msg tea.KeyPressMsg) tea.Cmd {
 			m.filter.Blur()
 			return nil
 		}
-		var cmd tea.Cmd
-		m.filter, cmd = m.filter.Update(msg)
-		m.views[m.view].scroll = 0
-		return cmd
+		return m.write(msg)
 	}
 	v := &m.views[m.view]
 	columns, _ := m.rows()
@@ -177,7 +179,7 @@ func (m *top) key(msg tea.KeyPressMsg) tea.Cmd {
 			v.sort = (v.sort + step) % len(columns)
 		}
 		// What is counted is wanted with the most first.
-		v.reversed = columns[v.sort].right
+		v.reversed = columns[v.sort].counted()
 	case "-":
 		v.reversed = !v.reversed
 	case "/":
@@ -201,6 +203,13 @@ func (m *top) key(msg tea.KeyPressMsg) tea.Cmd {
 		v.scroll = 1 << 30
 	}
 	return nil
+}
+
+// write changes the filter, and shows the list from its beginning.
+func (m *top) write(msg tea.Msg) (cmd tea.Cmd) {
+	m.filter, cmd = m.filter.Update(msg)
+	m.views[m.view].scroll = 0
+	return cmd
 }
 
 // room is how many rows of the list fit.
@@ -239,7 +248,7 @@ func (m *top) rows() ([]column, []topRow) {
 		rows = append(rows, topRow{
 			shardRow(g, s),
 			[]float64{
-				5: m.last.at.Sub(s.GetSince().AsTime()).Seconds(), 7: measured.GetRate(), 8: float64(measured.GetLiveInstances()), 9: measured.GetLag().AsDuration().Seconds(),
+				4: float64(s.GetEpochIntended()), 5: m.last.at.Sub(s.GetSince().AsTime()).Seconds(), 7: measured.GetRate(), 8: float64(measured.GetLiveInstances()), 9: measured.GetLag().AsDuration().Seconds(),
 				10: m.last.at.Sub(measured.GetLastEvent().AsTime()).Seconds(), 12: s.GetWeight(), 13: float64(s.GetGeneration()), 15: 0,
 			},
 		})
@@ -277,7 +286,7 @@ func (m *top) shown() ([]column, [][]string) {
 	}
 	slices.SortStableFunc(rows, func(a, b topRow) int {
 		order := strings.Compare(a.cells[v.sort], b.cells[v.sort])
-		if columns[v.sort].right {
+		if columns[v.sort].counted() {
 			order = 0
 			switch x, y := a.keys[v.sort], b.keys[v.sort]; {
 			case x < y:
@@ -316,8 +325,17 @@ func (m *top) lines() []string {
 
 	g := &page{now: m.last.at, wide: m.wide}
 	rate, live, late := m.carried("")
-	g.line("%d replicas, %d shards: %s updates/s, %d live instances, longest lag %s",
-		len(m.last.replicas.GetReplicas()), len(m.last.shards.GetShards()), number(rate), live, shortLag(late))
+	here, gone := 0, ""
+	for _, r := range m.last.replicas.GetReplicas() {
+		if r.GetState() != trestlev1.ReplicaState_REPLICA_STATE_GONE {
+			here++
+		}
+	}
+	if n := len(m.last.replicas.GetReplicas()) - here; n > 0 {
+		gone = fmt.Sprintf(" and %d GONE", n)
+	}
+	g.line("%d replicas%s, %d shards: %s updates/s, %d live instances, longest lag %s",
+		here, gone, len(m.last.shards.GetShards()), number(rate), live, shortLag(late))
 	fleet := m.last.replicas.GetFleet()
 	switch {
 	case m.err != nil:
@@ -343,7 +361,7 @@ func (m *top) lines() []string {
 	for len(lines) < m.height-1 {
 		lines = append(lines, "")
 	}
-	lines = lines[:max(m.height-1, 1)]
+	lines = lines[:max(m.height-1, 0)]
 	for i := range lines {
 		lines[i] = text.Trim(lines[i], m.width)
 	}

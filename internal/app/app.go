@@ -182,6 +182,7 @@ func Run(ctx context.Context, o Options) error {
 	replicas.worker, err = worker.New(worker.Config{
 		Pipeline:    pipe,
 		Quarantined: db.Quarantined,
+		Versions:    db.Versions,
 		Client:      hearing,
 		Succeeded:   func() bool { return replicas.coordinator.Others() },
 		OwnerDeaf:   func(id shard.ID) bool { return replicas.coordinator.OwnerDeaf(id) },

@@ -36,6 +36,39 @@ type PrebuildRow struct {
 	Instance string
 }
 
+// InstanceVersion is the version that an instance's row is at.
+type InstanceVersion struct {
+	ID      status.InstanceID
+	Version uint64
+}
+
+// What a sweep has stopped is left out, as the same version may revive it; so is
+// what has no version to compare.
+const versionsSQL = `
+SELECT id, status_version
+FROM workspace_instance
+WHERE region = $1 AND stopped_time IS NULL AND NOT swept AND status_version > 0
+LIMIT $2`
+
+// Versions gives the versions of a cluster's rows that have not stopped, at most
+// limit, in no order.
+func (s *Store) Versions(ctx context.Context, cluster string, limit int) (versions []InstanceVersion, err error) {
+	defer s.metrics.done("versions", time.Now(), &err)
+	rows, err := s.pool.Query(ctx, versionsSQL, cluster, limit)
+	if err == nil {
+		versions, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (v InstanceVersion, err error) {
+			var version int64
+			err = row.Scan((*[16]byte)(&v.ID), &version)
+			v.Version = fromStored(version)
+			return v, err
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the versions of the rows of cluster %s: %w", cluster, err)
+	}
+	return versions, nil
+}
+
 // The prebuild is the one that an update of the instance would change.
 const instanceSQL = `
 SELECT i.workspace_id, coalesce(w.type::text, ''), coalesce(i.region, ''), i.phase, i.status_version,

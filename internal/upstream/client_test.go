@@ -555,3 +555,153 @@ func TestSeriesGoWithTheCluster(t *testing.T) {
 		}
 	}
 }
+
+// quiet takes the two snapshots of the beginning and then none unasked.
+func quiet(cfg *Config) {
+	cfg.Timing.SecondLook, cfg.Timing.Every, cfg.Timing.Silence = time.Millisecond, time.Hour, time.Hour
+}
+
+// A refresh ends when all of a snapshot that began after it was asked for has
+// been offered.
+func TestRefresh(t *testing.T) {
+	f := newFake(t)
+	f.start(t, nil)
+	c := run(t, f, quiet)
+	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	for version := uint64(1); version < 4; version++ {
+		f.setQuietly(at(1, version))
+		f.setQuietly(at(2, 10*version))
+		if err := c.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.sink.mu.Lock()
+		if c.sink.versions[id(1)] != version || c.sink.versions[id(2)] != 10*version {
+			t.Errorf("after the refresh: %v", c.sink.versions)
+		}
+		c.sink.mu.Unlock()
+	}
+	if s := c.State(); s.Instances != 2 || s.SnapshotError != "" || s.Reconnects != 0 {
+		t.Errorf("state %+v", s)
+	}
+}
+
+// A refresh that comes while a snapshot is taken waits for it, and then has one
+// of its own, as that one began before it did.
+func TestRefreshWaitsForTheSnapshotUnderWay(t *testing.T) {
+	f := newFake(t)
+	var holds atomic.Bool
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	f.onSnapshot = func(ctx context.Context) (encoded, error) {
+		if holds.CompareAndSwap(true, false) {
+			close(begun)
+			select {
+			case <-goOn:
+			case <-ctx.Done():
+			}
+			return encoded{}, nil // as it was before
+		}
+		return nil, nil
+	}
+	f.start(t, nil)
+	c := run(t, f, quiet)
+	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	holds.Store(true)
+	c.Ask()
+	<-begun
+	f.setQuietly(at(1, 5))
+	ended := make(chan error, 1) // read once, below
+	go func() { ended <- c.Refresh(t.Context()) }()
+	close(goOn)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	c.sink.mu.Lock()
+	defer c.sink.mu.Unlock()
+	if c.sink.versions[id(1)] != 5 {
+		t.Errorf("a snapshot of before the refresh was taken for it: %v", c.sink.versions)
+	}
+}
+
+func TestRefreshOfADeafClient(t *testing.T) {
+	f := newFake(t)
+	f.start(t, nil)
+	c := run(t, f, quiet)
+	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	f.server.Stop()
+	c.await(t, "the end of the stream", func() bool { return !c.State().Connected })
+	if err := c.Refresh(t.Context()); !errors.Is(err, ErrDeaf) || !strings.Contains(err.Error(), f.address) {
+		t.Errorf("after its stream has ended: %v", err)
+	}
+	f.start(t, nil)
+	f.await(t, "the snapshots of another subscription", func() bool { return f.snapshots == 4 })
+	f.setQuietly(at(1, 7))
+	if err := c.Refresh(t.Context()); err != nil {
+		t.Errorf("as soon as it hears again: %v", err)
+	}
+	c.sink.awaitVersion(t, id(1), 7)
+}
+
+// A snapshot that fails fails the refresh, with the reason, and is taken again
+// without being asked for.
+func TestRefreshFails(t *testing.T) {
+	f := newFake(t)
+	var fails atomic.Bool
+	f.onSnapshot = func(context.Context) (encoded, error) {
+		if fails.CompareAndSwap(true, false) {
+			return nil, grpcstatus.Error(codes.Internal, "out of order")
+		}
+		return nil, nil
+	}
+	f.start(t, nil)
+	c := run(t, f, quiet)
+	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	f.setQuietly(at(1, 1))
+	fails.Store(true)
+	if err := c.Refresh(t.Context()); err == nil || errors.Is(err, ErrDeaf) || !strings.Contains(err.Error(), "out of order") || !strings.Contains(err.Error(), f.address) {
+		t.Errorf("the refresh ends with %v", err)
+	}
+	if s := c.State(); !strings.Contains(s.SnapshotError, "out of order") {
+		t.Errorf("state %+v", s)
+	}
+	c.sink.awaitVersion(t, id(1), 1)
+	if got := count(t, c.registry, "snapshots_total", "failure"); got != 1 {
+		t.Errorf("%v failures are counted", got)
+	}
+}
+
+// Whoever waits for a refresh may leave; who has left is in nobody's way.
+func TestRefreshIsGivenUp(t *testing.T) {
+	f := newFake(t)
+	var holds atomic.Bool
+	begun := make(chan struct{})
+	f.onSnapshot = func(ctx context.Context) (encoded, error) {
+		if holds.CompareAndSwap(true, false) {
+			close(begun)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return nil, nil
+	}
+	f.start(t, nil)
+	c := run(t, f, quiet)
+	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	holds.Store(true)
+	first, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1) // read once, below
+	go func() { ended <- c.Refresh(first) }()
+	<-begun
+	// The first one's snapshot is under way, so nobody takes up another wish.
+	if err := c.Refresh(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("one that never began: %v", err)
+	}
+	end()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("one under way: %v", err)
+	}
+	c.stop()
+	if err := c.Refresh(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v", err)
+	}
+}

@@ -48,11 +48,15 @@ type member struct {
 }
 
 func newMember(w *Worker, id shard.ID, intake *pipeline.Intake) *member {
-	return &member{
+	m := &member{
 		w: w, id: id, intake: intake,
 		log:    w.cfg.Logger.With("cluster", id.Cluster, "shard", id.String()),
 		synced: make(chan struct{}), dropped: make(chan struct{}), changed: make(chan struct{}),
+		// There is no stream yet.
+		stop: func() {}, ended: make(chan struct{}),
 	}
+	close(m.ended)
+	return m
 }
 
 func (m *member) owned() bool {

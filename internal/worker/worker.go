@@ -41,6 +41,8 @@ type Config struct {
 	Pipeline *pipeline.Pipeline
 	// Quarantined gives what the database has refused of a cluster.
 	Quarantined func(ctx context.Context, cluster string) ([]store.Poison, error)
+	// Versions gives the versions of a cluster's rows, at most limit.
+	Versions func(ctx context.Context, cluster string, limit int) ([]store.InstanceVersion, error)
 	// Client is what every upstream client has in common; Cluster and Sink are
 	// filled in.
 	Client upstream.Config
@@ -78,8 +80,8 @@ var errStopped = errors.New("the worker does not run")
 
 // New checks the configuration and starts nothing.
 func New(cfg Config) (*Worker, error) {
-	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.HandedOver == nil || cfg.Logger == nil {
-		return nil, errors.New("worker: pipeline, quarantined, succeeded, owner deaf, handed over and logger are required")
+	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Versions == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.HandedOver == nil || cfg.Logger == nil {
+		return nil, errors.New("worker: pipeline, quarantined, versions, succeeded, owner deaf, handed over and logger are required")
 	}
 	return &Worker{
 		cfg:      cfg,
@@ -158,6 +160,9 @@ func (w *Worker) Prepare(ctx context.Context, id shard.ID) error {
 		if m, err = w.open(ctx, id); err != nil {
 			return fmt.Errorf("prepare %s: %w", id, err)
 		}
+		if err := w.hear(m); err != nil {
+			return fmt.Errorf("prepare %s: %w", id, err)
+		}
 	}
 	tick := time.NewTicker(readyInterval)
 	defer tick.Stop()
@@ -190,11 +195,31 @@ func (w *Worker) Own(ctx context.Context, fence shard.Fence) error {
 		w.Drop(id)
 		m = nil
 	}
-	if m == nil {
+	if m != nil && !m.intake.Partial() {
+		return m.own(fence)
+	}
+	// A snapshot is ahead, of which the owner before may have written most.
+	heard := m != nil
+	if !heard {
 		var err error
 		if m, err = w.open(ctx, id); err != nil {
 			return fmt.Errorf("own %s: %w", id, err)
 		}
+	}
+	err := m.intake.Recall(func(limit int) ([]store.InstanceVersion, error) {
+		begun := time.Now()
+		versions, err := w.cfg.Versions(ctx, id.Cluster, limit)
+		m.log.Debug("versions of the cluster's rows read", "rows", len(versions), "took", time.Since(begun))
+		return versions, err
+	})
+	if err == nil && !heard {
+		err = w.hear(m)
+	}
+	if err != nil {
+		if !heard {
+			w.Drop(id)
+		}
+		return fmt.Errorf("own %s: %w", id, err)
 	}
 	return m.own(fence)
 }
@@ -229,7 +254,7 @@ func (w *Worker) Drop(id shard.ID) {
 	close(m.dropped)
 }
 
-// open makes a member that hears and buffers.
+// open makes a member that does not hear yet.
 func (w *Worker) open(ctx context.Context, id shard.ID) (*member, error) {
 	poison, err := w.cfg.Quarantined(ctx, id.Cluster)
 	if err != nil {
@@ -250,8 +275,19 @@ func (w *Worker) open(ctx context.Context, id shard.ID) (*member, error) {
 		m.retarget(cluster)
 	}
 	w.members[id] = m
-	m.hear(w.ctx)
 	return m, nil
+}
+
+// hear begins to hear a member's cluster, and buffers. An error means that it was
+// dropped, or that all ends.
+func (w *Worker) hear(m *member) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ctx == nil || w.ctx.Err() != nil || w.members[m.id] != m {
+		return errStopped
+	}
+	m.hear(w.ctx)
+	return nil
 }
 
 // Forget makes the shards of a cluster forget what they have heard of these
