@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -35,6 +39,7 @@ type world struct {
 	t         *testing.T
 	ctx       context.Context
 	namespace string
+	api       string // URL of the API server, by way of kubectl proxy
 	db        *pgxpool.Pool
 	rows      []string // of the table of results
 
@@ -110,24 +115,91 @@ func (p *pod) ready() time.Time {
 	return time.Time{}
 }
 
+// proxy begins to speak to the API server for the test, until its end. kubectl
+// itself would take more of a small machine, every time that something is looked
+// at, than the service does.
+func (w *world) proxy() {
+	w.t.Helper()
+	cmd := exec.CommandContext(w.ctx, "kubectl", "proxy", "--port=0")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, address, found := strings.Cut(strings.TrimSpace(line), "Starting to serve on ")
+	if !found {
+		w.t.Fatalf("kubectl proxy says %q: %v", line, err)
+	}
+	w.api = "http://" + address
+}
+
+// get asks the API server.
+func (w *world) get(path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(w.ctx, patience)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, w.api+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %.300s", path, response.Status, body)
+	}
+	return body, err
+}
+
+// look asks for an object.
+func (w *world) look(into any, path string) {
+	w.t.Helper()
+	body, err := w.get(path)
+	if err == nil {
+		err = json.Unmarshal(body, into)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // pods are those that are not told to end.
 func (w *world) pods() []pod {
 	w.t.Helper()
 	var list struct{ Items []pod }
-	if err := json.Unmarshal([]byte(w.kubectl("get", "pods", "-l", replicas, "-o", "json")), &list); err != nil {
-		w.t.Fatal(err)
-	}
+	w.look(&list, fmt.Sprintf("/api/v1/namespaces/%s/pods?labelSelector=%s", w.namespace, url.QueryEscape(replicas)))
 	return slices.DeleteFunc(list.Items, func(p pod) bool { return p.Metadata.DeletionTimestamp != "" })
+}
+
+// deployment is how many replicas are wanted and available.
+type deployment struct {
+	Spec   struct{ Replicas int }
+	Status struct{ AvailableReplicas int }
+}
+
+func (w *world) deployment() (d deployment) {
+	w.t.Helper()
+	w.look(&d, fmt.Sprintf("/apis/apps/v1/namespaces/%s/deployments/%s", w.namespace, release))
+	return d
 }
 
 // metrics are those of a replica.
 func (w *world) metrics(p *pod) (map[string]*dto.MetricFamily, error) {
-	text, err := w.do("kubectl", "get", "--raw", fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:9500/proxy/metrics", w.namespace, p.Metadata.Name))
+	text, err := w.get(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:9500/proxy/metrics", w.namespace, p.Metadata.Name))
 	if err != nil {
 		return nil, err
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return parser.TextToMetricFamilies(strings.NewReader(text))
+	return parser.TextToMetricFamilies(bytes.NewReader(text))
 }
 
 // carried is how many of the clusters under load have an owner who says so.
@@ -173,7 +245,7 @@ func (w *world) settled(count int) []pod {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("%d replicas that carry all clusters did not come about: %d pods, %d ready, %d clusters carried", count, len(pods), ready, carried)
 		}
-		w.pause(300 * time.Millisecond)
+		w.pause(time.Second)
 	}
 }
 
@@ -185,16 +257,6 @@ func (w *world) pause(d time.Duration) {
 	case <-w.ctx.Done():
 		w.t.Fatal(w.ctx.Err())
 	}
-}
-
-// wanted is how many replicas are.
-func (w *world) wanted() int {
-	w.t.Helper()
-	n, err := strconv.Atoi(strings.TrimSpace(w.kubectl("get", "deployment", release, "-o", "jsonpath={.spec.replicas}")))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return n
 }
 
 // sent waits until the load of so many seconds has been sent.
