@@ -18,7 +18,9 @@ import (
 )
 
 // lateAtMost is how much later the updates of shards that are moved in order may
-// be published than those of shards that stay, at the quantile 0.999.
+// be published than those of shards that stay, at the quantile 0.999. Where updates
+// are as late as that while nothing happens, the machine is too small for the load,
+// and lateness says nothing of moves.
 const lateAtMost = 100 * time.Millisecond
 
 // How long updates are sent at most: what happens meanwhile fits into it.
@@ -152,11 +154,10 @@ func repeatsOnly(r *loadtest.Report) bool {
 }
 
 // step does something and waits for its end; what happens to updates meanwhile
-// becomes a row of the table.
-func (w *world) step(name string, count int, do func()) *latencies {
+// becomes a row of the table. Before is what it is like when nothing happens.
+func (w *world) step(name string, count int, do func()) (before, l *latencies) {
 	w.t.Helper()
 	pods := w.settled(count)
-	// What it takes when nothing happens.
 	used, quiet := w.usage(pods), time.Now()
 	w.sent(10)
 	w.t.Logf("before %q: %s", name, compare(used, w.usage(pods)))
@@ -167,7 +168,7 @@ func (w *world) step(name string, count int, do func()) *latencies {
 	w.sent(2)
 	until := time.Now()
 	w.sent(1) // so that they are published
-	before, l := w.story.during(quiet, began), w.story.during(began, until)
+	before, l = w.story.during(quiet, began), w.story.during(began, until)
 	total, most := 0, 0
 	for _, n := range l.moves {
 		total, most = total+n, max(most, n)
@@ -181,7 +182,7 @@ func (w *world) step(name string, count int, do func()) *latencies {
 	row := fmt.Sprintf("| %s | %.0f s | %v | %d (%d) | %s | %s | %s |", name, took.Seconds(), slowest(pods, began), total, most, ms(&l.all, 1), ms(&l.moving, 0.999), ms(&l.staying, 0.999))
 	w.rows = append(w.rows, row)
 	w.t.Logf("%s before: p50 %s, p99.9 %s, longest %s; meanwhile: p50 %s, p99.9 %s", row, ms(&before.all, 0.5), ms(&before.all, 0.999), ms(&before.all, 1), ms(&l.all, 0.5), ms(&l.all, 0.999))
-	return l
+	return before, l
 }
 
 // slowest is how long the slowest of the pods made since then took to become
@@ -202,10 +203,13 @@ func slowest(pods []pod, since time.Time) string {
 // planned is all that is done in order.
 func (w *world) planned() {
 	t := w.t
-	together, moves := latencies{}, 0
+	var together latencies
+	var quiet ledger.Histogram
+	moves := 0
 	step := func(name string, count int, do func()) map[int]int {
 		t.Helper()
-		l := w.step(name, count, do)
+		before, l := w.step(name, count, do)
+		quiet.Merge(&before.all)
 		together.moving.Merge(&l.moving)
 		together.staying.Merge(&l.staying)
 		for _, n := range l.moves {
@@ -237,12 +241,16 @@ func (w *world) planned() {
 		}
 		w.must("helm", "-n", w.namespace, "rollback", release, "--wait", "--timeout", "2m")
 	})
-	moving, staying := together.moving.Quantile(0.999), together.staying.Quantile(0.999)
-	t.Logf("%d planned moves: p99.9 of %d updates of shards that moved %v, of %d of those that stayed %v", moves, together.moving.Count(), moving, together.staying.Count(), staying)
+	moving, staying, usual := together.moving.Quantile(0.999), together.staying.Quantile(0.999), quiet.Quantile(0.999)
+	t.Logf("%d planned moves: p99.9 of %d updates of shards that moved %v, of %d of those that stayed %v, of %d while nothing happened %v", moves,
+		together.moving.Count(), moving, together.staying.Count(), staying, quiet.Count(), usual)
 	if together.moving.Count() == 0 || together.staying.Count() == 0 {
 		t.Error("no shard was seen to move while another stayed")
 	}
-	if late := moving - staying; late > lateAtMost {
+	switch late := moving - staying; {
+	case usual > lateAtMost:
+		t.Logf("the machine does not keep up with the load: it is not judged that moves made updates late by %v", late)
+	case late > lateAtMost:
 		t.Errorf("planned moves make updates late by %v, want at most %v", late, lateAtMost)
 	}
 }
