@@ -58,7 +58,7 @@ func (c *Coordinator) OwnerDeaf(id shard.ID) (deaf bool) {
 func (c *Coordinator) HandedOver(id shard.ID) (handed bool) {
 	c.link.Look(func(v *table.View) {
 		r := v.Shards[id].Value.Record
-		handed = r.Owner == c.me() && r.Phase == shard.PhaseRaise && r.Former != "" && r.Reason != shard.ReasonOrphan
+		handed = r.Owner == c.me() && r.Phase == shard.PhaseRaise && r.Handed
 	})
 	return handed
 }

@@ -120,7 +120,7 @@ func (h *Handover) unfit() Outcome {
 
 // enter begins a phase and its time limit.
 func (h *Handover) enter(phase Phase, now time.Time) {
-	h.Record.Phase = phase
+	h.Record.Phase, h.Record.Handed = phase, false
 	h.arm(now)
 }
 
@@ -246,6 +246,7 @@ func (h *Handover) answer(e Event, now time.Time) Outcome {
 			return Outcome{}
 		}
 		h.grant(r.Next, r.Owner, r.Reason, now)
+		r.Handed = true
 		return Outcome{}
 	}
 	return ignored(IgnoredLate)
@@ -297,7 +298,7 @@ func (h *Handover) behind(e Event, now time.Time) Outcome {
 		return ignored(IgnoredLate)
 	}
 	var out Outcome
-	reason, former := r.Reason, r.Former
+	reason, former, handed := r.Reason, r.Former, r.Handed
 	switch r.Phase {
 	case PhasePrepare, PhaseRelease:
 		out.Aborted = AbortFenced
@@ -307,6 +308,7 @@ func (h *Handover) behind(e Event, now time.Time) Outcome {
 	}
 	r.Epoch = e.Epoch
 	h.grant(r.Owner, former, reason, now)
+	r.Handed = handed
 	return out
 }
 

@@ -326,3 +326,38 @@ func describe(h Handover, out Outcome, now time.Time) string {
 	}
 	return b.String()
 }
+
+// Whether a shard was released in order is known until its new owner holds it,
+// also if the one before is gone by then.
+func TestHanded(t *testing.T) {
+	owned := Resume(Record{Phase: PhaseOwned, Owner: "a", Epoch: 1}, Limits{}, t0)
+	move := Event{Kind: EventMove, Replica: "b", Reason: ReasonUpgrade}
+	ready := Event{Kind: EventReady, Replica: "b", Attempt: 1}
+	released := Event{Kind: EventReleased, Replica: "a", Attempt: 1}
+	lost := func(replica string) Event { return Event{Kind: EventLost, Replica: replica} }
+	for _, c := range []struct {
+		name   string
+		events []Event
+		want   bool
+	}{
+		{"released", []Event{move, ready, released}, true},
+		{"released, and gone", []Event{move, ready, released, lost("a")}, true},
+		{"released, and the database is ahead", []Event{move, ready, released, {Kind: EventBehind, Replica: "b", Epoch: 5}}, true},
+		{"lost before the release", []Event{move, ready, lost("a")}, false},
+		{"lost", []Event{lost("a"), {Kind: EventMove, Replica: "b", Reason: ReasonOrphan}}, false},
+		{"the next owner is lost", []Event{move, ready, released, lost("b")}, false},
+		{"nobody takes it", []Event{move, ready, released, lost("a"), lost("b"), {Kind: EventMove, Replica: "c", Reason: ReasonPin}}, false},
+	} {
+		h := owned
+		for _, e := range c.events {
+			h, _ = h.Step(e, t0)
+		}
+		if h.Record.Phase != PhaseRaise || h.Record.Handed != c.want {
+			t.Errorf("%s: %+v", c.name, h.Record)
+		}
+		h, _ = h.Step(Event{Kind: EventHolds, Replica: h.Record.Owner, Epoch: h.Record.Epoch}, t0)
+		if h.Record.Phase != PhaseOwned || h.Record.Handed {
+			t.Errorf("%s, then held: %+v", c.name, h.Record)
+		}
+	}
+}

@@ -46,6 +46,9 @@ type Record struct {
 	// Former is, in PhaseRaise, who gets the shard back if Owner does not take
 	// it ("" for nobody), and without an owner, who had this epoch.
 	Former string `json:"former,omitempty"`
+	// Handed says, in PhaseRaise, that the owner before has released the shard in
+	// order, also when it has gone since.
+	Handed bool `json:"handed,omitempty"`
 	// Generation counts the changes of the cluster's number of slices.
 	Generation int64 `json:"generation,omitempty"`
 }
@@ -59,6 +62,7 @@ func (r Record) Fence(id ID) Fence {
 // the direction of doing less: a hand-over that makes no sense is none.
 func (r Record) normalised() Record {
 	r.Epoch, r.Attempt = max(r.Epoch, 0), max(r.Attempt, 0)
+	r.Handed = r.Handed && r.Phase == PhaseRaise
 	if r.Next == r.Owner && r.Next != "" {
 		r.Next, r.Phase = "", PhaseOwned
 	}

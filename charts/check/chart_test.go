@@ -269,6 +269,7 @@ func TestRefused(t *testing.T) {
 		{`{etcd: {tls: true}}`, "tls"},
 		{`{grpc: {expose: true}}`, "grpc.tls.existingSecret"},
 		{`{grpc: {expose: true, tls: {existingSecret: s}}}`, "grpc.tokens.existingSecret"},
+		{`{grpc: {roles: [{name: a, role: viewer}]}}`, "grpc.tls.existingSecret"},
 		{`{grpc: {port: 70000}}`, "port"},
 		{`{grpc: {roles: [{name: a, role: admin}]}}`, "role"},
 		{`{staticClusters: [{name: a}]}`, "url"},

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/trestle-bridge/trestle/internal/config"
+	"github.com/trestle-bridge/trestle/loadtest/sim"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 )
 
@@ -208,4 +209,38 @@ func TestOperatorsMoveShards(t *testing.T) {
 			t.Error("a call has failed")
 		}
 	}
+}
+
+// A replica that stops while it only prepares a shard has nothing to write of it.
+func TestStopWhilePreparing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, plan{instances: 20})
+	calm := func(c *config.Config) { c.Etcd.Lease = 10 * time.Second }
+	owner := w.serve(calm)
+	o := w.operator(owner)
+	w.until("the first replica carries the shard", func() bool {
+		list, err := o.ListShards(w.ctx, &trestlev1.ListShardsRequest{})
+		return err == nil && len(list.GetShards()) == 1 && rests(list.GetShards()[0], owner.config.Replica.ID)
+	})
+	w.heard(1)
+	// Without a snapshot the next owner does not get ready.
+	w.clusters[0].SetFaults(sim.Faults{Snapshot: sim.Hang})
+	next := w.serve(calm)
+	w.until("there are two replicas", func() bool {
+		response, err := o.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
+		return err == nil && len(response.GetReplicas()) == 2
+	})
+	o.did(o.Pin(w.ctx, &trestlev1.PinRequest{Shard: clusterName(0), Replica: next.config.Replica.ID, Reason: "a test", Author: "ann"}))
+	if err := w.clusters[0].AwaitSubscribers(w.ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	w.sendAll(3)
+	w.until("it has heard updates", func() bool { return next.metric(waitingInstances) > 0 })
+	if err := next.end(); err != nil {
+		t.Errorf("it ends with: %v", err)
+	}
+	w.clusters[0].SetFaults(sim.Faults{})
+	w.sendAll(every)
+	w.settle(false)
+	owner.stop()
 }

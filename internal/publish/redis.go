@@ -129,6 +129,10 @@ func (cfg Redis) sentinel(o *redis.FailoverOptions) *redis.Client {
 	}
 	if cfg.TLS != nil {
 		o.TLSConfig = cfg.TLS
+	} else if o.TLSConfig != nil {
+		// The driver has the name of the first Sentinel here. The others and the
+		// master have names of their own, which the dialer knows.
+		o.TLSConfig.ServerName = ""
 	}
 	o.DialTimeout = orDefault(o.DialTimeout)
 	o.ReadTimeout = orDefault(o.ReadTimeout)

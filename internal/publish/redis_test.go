@@ -52,6 +52,9 @@ func TestAddresses(t *testing.T) {
 		{"Sentinel", Redis{URL: secretURL("redis://su:sp@s1:26379/4?master_name=main&addr=s2:26379&username=u&password=p")}, func(o *redis.Options) string {
 			return differ(o.Addr, "FailoverClient", o.Username, "u", o.Password, "p", o.DB, 4)
 		}},
+		{"TLS with Sentinel, which is one of several servers", Redis{URL: secretURL("rediss://s1?master_name=main&addr=s2:26379")}, func(o *redis.Options) string {
+			return differ(o.TLSConfig != nil && o.TLSConfig.ServerName == "", true)
+		}},
 		{"no retries, no endless waits", Redis{URL: secretURL("redis://redis?max_retries=5&read_timeout=-1")}, func(o *redis.Options) string {
 			return differ(o.MaxRetries, 0, o.ReadTimeout, ioTimeout, o.DialTimeout, ioTimeout, o.ContextTimeoutEnabled, true)
 		}},

@@ -326,13 +326,17 @@ func (w *Worker) of(cluster string) []*member {
 }
 
 // Left says how many instances have updates that are not written, and how many
-// shards have messages that are not published.
+// shards have messages that are not published. What was heard of shards that are
+// only prepared here is for whoever gets them.
 func (w *Worker) Left() (unwritten, unpublished int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, m := range w.members {
+		if !m.owned() {
+			continue
+		}
 		unwritten += m.intake.Waiting()
-		if m.owned() && m.intake.Behind() {
+		if m.intake.Behind() {
 			unpublished++
 		}
 	}

@@ -90,6 +90,9 @@ capabilities: {drop: [ALL]}
 {{- if and $v.grpc.expose (not (or $v.grpc.tokens.existingSecret $v.grpc.roles)) -}}
 {{- fail "grpc.expose needs grpc.tokens.existingSecret or grpc.roles: somebody must say who may call" -}}
 {{- end -}}
+{{- if and $v.grpc.roles (not $v.grpc.tls.existingSecret) -}}
+{{- fail "grpc.roles needs grpc.tls.existingSecret: roles are those of names in certificates" -}}
+{{- end -}}
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas" -}}
 {{- end -}}
