@@ -229,13 +229,16 @@ func (m *member) own(fence shard.Fence) error {
 	m.mu.Lock()
 	m.fence = fence
 	m.mu.Unlock()
+	seamless := false
 	select {
 	case <-m.synced:
-		if m.w.cfg.HandedOver(m.id) {
-			m.intake.Seamless()
-		}
+		seamless = m.w.cfg.HandedOver(m.id)
 	default:
 	}
+	if seamless {
+		m.intake.Seamless()
+	}
+	m.log.Info("the shard is written here", "epoch", fence.Epoch, "seamless", seamless)
 	if err := m.intake.Own(fence); err != nil {
 		return fmt.Errorf("own %s: %w", m.id, err)
 	}
