@@ -37,8 +37,9 @@ type fakeStore struct {
 	// gate, if set, is received from before each Apply; entered is told.
 	gate    chan struct{}
 	entered chan struct{}
-	// read, if set, is called when an outbox was read, before the answer.
-	read func()
+	// read and committed, if set, are called when an outbox was read and when a
+	// batch was committed, before the answer.
+	read, committed func()
 }
 
 type fakeRow struct {
@@ -80,7 +81,13 @@ func (s *fakeStore) Apply(ctx context.Context, batch store.Batch) (store.Commit,
 		}
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer func() {
+		committed := s.committed
+		s.mu.Unlock()
+		if committed != nil {
+			committed()
+		}
+	}()
 	s.attempts++
 	how := s.fail(s.attempts)
 	if how == failBefore {

@@ -47,7 +47,9 @@ type Intake struct {
 	// offered of this shard's instances.
 	waiting, entries atomic.Int64
 	offered          atomic.Uint64
-	fenced           chan struct{}
+	// recoveries counts those that have ended. It changes under mu.
+	recoveries atomic.Uint64
+	fenced     chan struct{}
 
 	// mu guards what follows. It may be taken under a lane's mutex, never the
 	// other way round.

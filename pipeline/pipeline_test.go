@@ -404,6 +404,41 @@ func TestRemovedMeanwhileIsNotToldAgain(t *testing.T) {
 	})
 }
 
+// TestRecoveredMeanwhileIsNotToldAgain: a recovery finds a row, publishes it and
+// ends before the lane has heard that it is committed.
+func TestRecoveredMeanwhileIsNotToldAgain(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in := b.own(t, "eu01")
+	recovered := func() {
+		if err := in.await(t.Context(), func() bool { return !in.behind }); err != nil {
+			t.Errorf("wait for the recovery: %v", err)
+		}
+	}
+	recovered()
+	db.insert(instance(1), instance(2))
+	db.mu.Lock()
+	db.committed = func() {
+		in.fallBehind()
+		recovered()
+	}
+	db.mu.Unlock()
+	offer(t, in, heard(t, instance(1), 1, "a"))
+	awaitIdle(t, in)
+	recovered()
+	db.mu.Lock()
+	db.committed = nil
+	db.mu.Unlock()
+	offer(t, in, heard(t, instance(2), 1, "b"))
+	drain(t, in)
+	for n, want := range map[int]string{1: "a", 2: "b"} {
+		if got := publisher.contents(instance(n)); !slices.Equal(got, []string{want}) {
+			t.Errorf("of instance %d was published %q", n, got)
+		}
+	}
+	b.stop()
+}
+
 func TestClosedShardPublishesNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}

@@ -55,7 +55,7 @@ type acknowledgement struct {
 }
 
 // publish hands what a commit has to tell to the lane's publisher.
-func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake) {
+func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake, recoveries map[shard.ID]uint64) {
 	if len(rows) == 0 {
 		return
 	}
@@ -69,7 +69,7 @@ func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake) {
 		if !room {
 			in.fallBehind()
 		}
-		if in.announce() {
+		if in.announce(recoveries[row.Ref.Shard]) {
 			direct = append(direct, publication{in, row, now})
 		}
 	}
@@ -190,17 +190,24 @@ func (l *lane) confirm(refs acknowledgements) {
 	}
 }
 
-// announce notes that a row was committed. It reports whether the lane is to
-// publish it; if not, the recovery does, or the successor.
-func (in *Intake) announce() bool {
+// announce notes that a row was committed, and that so many recoveries had ended
+// before. It reports whether the lane is to publish it; if not, the recovery does,
+// or the successor. One that has ended since may have found the row and published
+// it, so that another has to look whether it is still there.
+func (in *Intake) announce(recoveries uint64) bool {
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	if in.behind || in.ended {
+	ended := in.recoveries.Load() != recoveries
+	direct := !ended && !in.behind && !in.ended
+	if direct {
+		in.unpublished++
+	} else {
 		in.dirty = true
-		return false
 	}
-	in.unpublished++
-	return true
+	in.mu.Unlock()
+	if ended {
+		in.fallBehind()
+	}
+	return direct
 }
 
 // beginPublish is asked before a row that was announced is published: the
@@ -294,6 +301,7 @@ func (in *Intake) recover(ctx context.Context) {
 			in.lessen(func() {
 				if done = !in.dirty || in.ended; done {
 					in.behind, in.recovering = false, false
+					in.recoveries.Add(1)
 				}
 			})
 			if done {

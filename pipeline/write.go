@@ -153,7 +153,7 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 // flight and hands over what is to be published.
 func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	batch := store.Batch{Lane: l.index, Seq: l.p.seq.Add(1), Entries: make([]store.Entry, 0, len(entries))}
-	fences := make(map[shard.ID]int)
+	fences, recoveries := make(map[shard.ID]int), make(map[shard.ID]uint64)
 	live := entries[:0:0]
 	for _, e := range entries {
 		fence, ok := e.fence()
@@ -164,6 +164,7 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 		if !seen {
 			at = len(batch.Fences)
 			fences[fence.Shard] = at
+			recoveries[fence.Shard] = e.in.recoveries.Load()
 			batch.Fences = append(batch.Fences, fence)
 		}
 		if !e.in.seamless.Load() {
@@ -192,12 +193,13 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	l.p.metrics.batch(len(live), time.Since(begin))
 	l.confirm(acknowledged)
 	l.noteCommit(live, commit.Results)
-	l.conclude(live, commit)
+	l.conclude(live, commit, recoveries)
 	return nil
 }
 
-// conclude deals with the results of a commit.
-func (l *lane) conclude(entries []*entry, commit store.Commit) {
+// conclude deals with the results of a commit. Recoveries are those of each shard
+// that had ended before it.
+func (l *lane) conclude(entries []*entry, commit store.Commit, recoveries map[shard.ID]uint64) {
 	refused := make(map[*Intake]struct{})
 	doubted := make(map[*Intake]struct{})
 	intakes := make(map[shard.ID]*Intake)
@@ -217,7 +219,7 @@ func (l *lane) conclude(entries []*entry, commit store.Commit) {
 	for in := range doubted {
 		in.fallBehind()
 	}
-	l.publish(commit.Outbox, intakes)
+	l.publish(commit.Outbox, intakes, recoveries)
 	if commit.Lifecycle > 0 && l.p.cfg.Lifecycle != nil {
 		l.p.cfg.Lifecycle()
 	}
