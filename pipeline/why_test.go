@@ -73,6 +73,16 @@ func (b *bench) openGate(t testing.TB) {
 	t.Cleanup(func() { b.stop(); close(ended) })
 }
 
+// sayer gives a function that says something of an instance, and waits until that
+// is decided.
+func sayer(t testing.TB, in *Intake, id status.InstanceID) func(version uint64, text string) {
+	return func(version uint64, text string) {
+		t.Helper()
+		offer(t, in, heard(t, id, version, text))
+		awaitIdle(t, in)
+	}
+}
+
 func TestTraceOfAnInstance(t *testing.T) {
 	t.Parallel()
 	db := newFakeStore()
@@ -80,11 +90,7 @@ func TestTraceOfAnInstance(t *testing.T) {
 	in := b.own(t, "eu01")
 	id := instance(1)
 	db.insert(id)
-	say := func(version uint64, text string) {
-		t.Helper()
-		offer(t, in, heard(t, id, version, text))
-		awaitIdle(t, in)
-	}
+	say := sayer(t, in, id)
 	b.tells(t, "of what was never heard", id, "")
 	say(5, "a")
 	b.tells(t, "the first", id, "applied ?>5 x1 eu01@1")
@@ -211,11 +217,7 @@ func TestTraceOfQuarantine(t *testing.T) {
 	in := b.own(t, "eu01")
 	id := instance(1)
 	db.insert(id)
-	say := func(version uint64, text string) {
-		t.Helper()
-		offer(t, in, heard(t, id, version, text))
-		awaitIdle(t, in)
-	}
+	say := sayer(t, in, id)
 	say(1, "good")
 	say(2, "bad")
 	b.tells(t, "refused", id, "applied ?>1 x1 eu01@1, quarantined 1>2 x1 eu01@1")

@@ -195,33 +195,44 @@ func (w *Worker) Own(ctx context.Context, fence shard.Fence) error {
 		w.Drop(id)
 		m = nil
 	}
-	if m != nil && !m.intake.Partial() {
-		return m.own(fence)
-	}
-	// A snapshot is ahead, of which the owner before may have written most.
-	heard := m != nil
-	if !heard {
-		var err error
-		if m, err = w.open(ctx, id); err != nil {
-			return fmt.Errorf("own %s: %w", id, err)
-		}
-	}
-	err := m.intake.Recall(func(limit int) ([]store.InstanceVersion, error) {
-		begun := time.Now()
-		versions, err := w.cfg.Versions(ctx, id.Cluster, limit)
-		m.log.Debug("versions of the cluster's rows read", "rows", len(versions), "took", time.Since(begun))
-		return versions, err
-	})
-	if err == nil && !heard {
-		err = w.hear(m)
+	// Where a snapshot is ahead, the owner before may have written most of it.
+	var err error
+	switch {
+	case m == nil:
+		m, err = w.openRecalled(ctx, id)
+	case m.intake.Partial():
+		err = w.recall(ctx, m)
 	}
 	if err != nil {
-		if !heard {
-			w.Drop(id)
-		}
 		return fmt.Errorf("own %s: %w", id, err)
 	}
 	return m.own(fence)
+}
+
+// openRecalled makes a member that knows what the rows have, and hears.
+func (w *Worker) openRecalled(ctx context.Context, id shard.ID) (*member, error) {
+	m, err := w.open(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err = w.recall(ctx, m); err == nil {
+		err = w.hear(m)
+	}
+	if err != nil {
+		w.Drop(id)
+		return nil, err
+	}
+	return m, nil
+}
+
+// recall makes a member's intake know what the rows have.
+func (w *Worker) recall(ctx context.Context, m *member) error {
+	return m.intake.Recall(func(limit int) ([]store.InstanceVersion, error) {
+		begun := time.Now()
+		versions, err := w.cfg.Versions(ctx, m.id.Cluster, limit)
+		m.log.Debug("versions of the cluster's rows read", "rows", len(versions), "took", time.Since(begun))
+		return versions, err
+	})
 }
 
 // Release leaves the stream, writes out what it has said and publishes it. Once
