@@ -56,6 +56,9 @@ type Options struct {
 	// Console, if set, is called with the address of the console once it listens,
 	// which is before Listening is called; not at all if there is none.
 	Console func(http net.Addr)
+	// SecondLook, if set, is the time between the two snapshots that a
+	// subscription begins with; see upstream.Timing.
+	SecondLook time.Duration
 }
 
 // Run is the service. It returns after ctx has ended and everything heard
@@ -176,7 +179,7 @@ func Run(ctx context.Context, o Options) error {
 	defer replicas.peers.Close()
 	hearing := replicas.client
 	hearing.Logger, hearing.Metrics = log.With("component", "upstream"), streams
-	hearing.Timing = upstream.Timing{Every: cfg.Upstream.SnapshotInterval}
+	hearing.Timing = upstream.Timing{SecondLook: o.SecondLook, Every: cfg.Upstream.SnapshotInterval}
 	hearing.Budget = upstream.NewBudget(int64(cfg.Upstream.SnapshotBudgetBytes))
 	hearing.Trace = tracing.On()
 	replicas.worker, err = worker.New(worker.Config{

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,14 +139,15 @@ type world struct {
 	postgres, redis *faultproxy.Proxy
 	etcd            string // endpoint
 	prefix          string // of this world's keys in etcd
-	replicas        int    // started so far
 	clusters        []*sim.Cluster
 	library         *script.Library
 	ledger          *ledger.Ledger
 	seed            uint64
 
-	// before is what each cluster had counted when the service was started.
-	before []sim.Stats
+	// services are those started so far; before is what each cluster had
+	// counted when the last of them was.
+	services []*service
+	before   []sim.Stats
 	// next is the step of each instance that is sent next. Tests send from
 	// one goroutine a cluster.
 	next []int
@@ -377,17 +379,29 @@ func (w *world) sendAll(steps int) {
 const every = 64
 
 // heard waits until the service that was started last has subscribed to every
-// cluster and has taken so many snapshots of each.
+// cluster, and until so many snapshots of each were taken in to the end by those
+// that run. The clusters' own count would not do: sweeps ask them too.
 func (w *world) heard(snapshots int) {
 	w.t.Helper()
 	for n, c := range w.clusters {
 		before := w.before[n]
-		if err := c.Await(w.ctx, func(s sim.Stats) bool {
-			return s.Subscribed > before.Subscribed && s.Snapshots >= before.Snapshots+snapshots
-		}); err != nil {
+		if err := c.Await(w.ctx, func(s sim.Stats) bool { return s.Subscribed > before.Subscribed }); err != nil {
 			w.t.Fatal(err)
 		}
 	}
+	w.until(fmt.Sprintf("%d snapshots of each cluster", snapshots), func() bool {
+		taken := make([]float64, len(w.clusters))
+		for _, s := range w.services {
+			if s.hasEnded() {
+				continue
+			}
+			family := s.families()["trestle_upstream_snapshots_total"]
+			for n := range taken {
+				taken[n] += sum(family, "workspace_cluster="+clusterName(n), "outcome=success")
+			}
+		}
+		return slices.Min(taken) >= float64(snapshots)
+	})
 }
 
 // settle waits until every row is right and every publish was made. What was
@@ -660,8 +674,7 @@ func (b *logBuffer) logger() *slog.Logger {
 func (w *world) serve(change ...func(*config.Config)) *service {
 	w.t.Helper()
 	cfg := config.Default()
-	w.replicas++
-	cfg.Replica.ID = fmt.Sprintf("replica-%d", w.replicas)
+	cfg.Replica.ID = fmt.Sprintf("replica-%d", len(w.services)+1)
 	cfg.Etcd = config.Etcd{Endpoints: []string{w.etcd}, Prefix: w.prefix, Lease: 2 * time.Second}
 	cfg.Peer.Listen = "127.0.0.1:0"
 	cfg.Postgres.URL = secret.NewURL(w.through(w.postgres))
@@ -681,6 +694,7 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 		w.before = append(w.before, c.Stats())
 	}
 	s := &service{w: w, config: cfg, log: &logBuffer{}, ended: make(chan struct{})}
+	w.services = append(w.services, s)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	listening := make(chan struct{})
@@ -689,12 +703,11 @@ func (w *world) serve(change ...func(*config.Config)) *service {
 		s.err = Run(ctx, Options{Config: cfg, Version: "v1.2.3", Revision: "abc", Logger: s.log.logger(), Listening: func(a net.Addr) {
 			s.http = a.String()
 			close(listening)
-		}, ClusterService: func(a net.Addr) { s.grpc = a.String() }, Console: func(a net.Addr) { s.console = a.String() }})
+		}, ClusterService: func(a net.Addr) { s.grpc = a.String() }, Console: func(a net.Addr) { s.console = a.String() },
+			SecondLook: 50 * time.Millisecond})
 	}()
 	w.t.Cleanup(func() {
-		select {
-		case <-s.ended:
-		default:
+		if !s.hasEnded() {
 			w.postgres.Up()
 			w.redis.Up()
 			s.stop()
@@ -723,6 +736,15 @@ func (w *world) through(p *faultproxy.Proxy) string {
 	}
 	u.Host = p.Addr()
 	return u.String()
+}
+
+func (s *service) hasEnded() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // end asks the service to stop and gives the error of Run.

@@ -90,17 +90,19 @@ func playShape(t *testing.T, at shape) string {
 	w := newWorld(t, plan{clusters: 2, instances: 90, odd: 0.8, seed: seed})
 	change := func(c *config.Config) { c.Pipeline.Lanes, c.Pipeline.BatchLimit = at.lanes, at.batch }
 	s := w.serve(change)
-	w.heard(1)
+	w.heard(2)
 	random := rand.New(rand.NewPCG(seed, uint64(at.lanes*10000+at.batch)))
 	for range 16 {
 		w.sendAll(1)
 		// What is said while nobody listens may pass without a trace, such as
-		// a time that only this state sets. So restarts come in the pauses.
+		// a time that only this state sets, and so may what a snapshot
+		// overtakes. So restarts come in the pauses, and pauses last for both
+		// of the snapshots that follow.
 		if at.restarts && random.IntN(5) == 0 {
 			w.settle(true)
 			s.stop()
 			s = w.serve(change)
-			w.heard(1)
+			w.heard(2)
 		}
 	}
 	w.sendAll(every)

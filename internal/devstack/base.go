@@ -57,10 +57,16 @@ type privateDir struct {
 }
 
 func (b base) privateDir() (*privateDir, error) {
-	path := filepath.Join(b.path, dirPrefix+strings.ToLower(rand.Text()[:10]))
-	lock, err := tryLock(path + lockSuffix)
-	if err != nil {
-		return nil, fmt.Errorf("lock a private folder: %w", err)
+	var path string
+	var lock *fileLock
+	for lock == nil {
+		path = filepath.Join(b.path, dirPrefix+strings.ToLower(rand.Text()[:10]))
+		var err error
+		// A sweep that sees the file before it is locked takes it for a dead
+		// one's, and removes it.
+		if lock, err = tryLock(path + lockSuffix); err != nil && !errors.Is(err, errLocked) {
+			return nil, fmt.Errorf("lock a private folder: %w", err)
+		}
 	}
 	// Others may pass but not list: the account that PostgreSQL runs under has
 	// to reach its own folder.
