@@ -420,10 +420,8 @@ func TestFullSinkHoldsASnapshotWhereItStands(t *testing.T) {
 func TestAskedForSnapshot(t *testing.T) {
 	f := newFake(t)
 	f.start(t, nil)
-	c := run(t, f, func(cfg *Config) {
-		cfg.Timing.SecondLook, cfg.Timing.Every, cfg.Timing.Silence = time.Millisecond, time.Hour, time.Hour
-	})
-	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	c := run(t, f, quiet)
+	c.awaitSnapshots(t, 2)
 	f.setQuietly(at(1, 1))
 	c.Ask()
 	c.sink.awaitVersion(t, id(1), 1)
@@ -567,7 +565,7 @@ func TestRefresh(t *testing.T) {
 	f := newFake(t)
 	f.start(t, nil)
 	c := run(t, f, quiet)
-	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	c.awaitSnapshots(t, 2)
 	for version := uint64(1); version < 4; version++ {
 		f.setQuietly(at(1, version))
 		f.setQuietly(at(2, 10*version))
@@ -604,7 +602,7 @@ func TestRefreshWaitsForTheSnapshotUnderWay(t *testing.T) {
 	}
 	f.start(t, nil)
 	c := run(t, f, quiet)
-	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	c.awaitSnapshots(t, 2)
 	holds.Store(true)
 	c.Ask()
 	<-begun
@@ -626,14 +624,14 @@ func TestRefreshOfADeafClient(t *testing.T) {
 	f := newFake(t)
 	f.start(t, nil)
 	c := run(t, f, quiet)
-	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	c.awaitSnapshots(t, 2)
 	f.server.Stop()
 	c.await(t, "the end of the stream", func() bool { return !c.State().Connected })
 	if err := c.Refresh(t.Context()); !errors.Is(err, ErrDeaf) || !strings.Contains(err.Error(), f.address) {
 		t.Errorf("after its stream has ended: %v", err)
 	}
 	f.start(t, nil)
-	f.await(t, "the snapshots of another subscription", func() bool { return f.snapshots == 4 })
+	c.awaitSnapshots(t, 4)
 	f.setQuietly(at(1, 7))
 	if err := c.Refresh(t.Context()); err != nil {
 		t.Errorf("as soon as it hears again: %v", err)
@@ -654,7 +652,7 @@ func TestRefreshFails(t *testing.T) {
 	}
 	f.start(t, nil)
 	c := run(t, f, quiet)
-	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	c.awaitSnapshots(t, 2)
 	f.setQuietly(at(1, 1))
 	fails.Store(true)
 	if err := c.Refresh(t.Context()); err == nil || errors.Is(err, ErrDeaf) || !strings.Contains(err.Error(), "out of order") || !strings.Contains(err.Error(), f.address) {
@@ -684,7 +682,7 @@ func TestRefreshIsGivenUp(t *testing.T) {
 	}
 	f.start(t, nil)
 	c := run(t, f, quiet)
-	f.await(t, "the snapshots of the beginning", func() bool { return f.snapshots == 2 })
+	c.awaitSnapshots(t, 2)
 	gone, leave := context.WithCancel(t.Context())
 	leave()
 	holds.Store(true)

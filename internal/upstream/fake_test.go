@@ -376,6 +376,12 @@ type running struct {
 	stop     func()
 }
 
+// awaitSnapshots waits until so many were taken in to the end.
+func (r running) awaitSnapshots(t *testing.T, n float64) {
+	t.Helper()
+	r.await(t, fmt.Sprintf("%v snapshots", n), func() bool { return count(t, r.registry, "snapshots_total", "success") >= n })
+}
+
 // await looks again at every record that the client logs.
 func (r running) await(t *testing.T, what string, done func() bool) {
 	t.Helper()
