@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -41,6 +42,19 @@ type bench struct {
 	seq   atomic.Int64
 }
 
+// noWarning fails a test when the database warns of what the store does.
+type noWarning struct {
+	slog.Handler
+	t testing.TB
+}
+
+func (h noWarning) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "the database warns" {
+		r.Attrs(func(a slog.Attr) bool { h.t.Errorf("the database warns: %v", a); return true })
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
 func newBench(t testing.TB, change ...func(*store.Config)) *bench {
 	t.Helper()
 	return benchOn(t, devstacktest.NewDatabase(t), change...)
@@ -53,7 +67,7 @@ func benchOn(t testing.TB, url string, change ...func(*store.Config)) *bench {
 	if err := store.Migrate(ctx, secret.NewURL(url), log); err != nil {
 		t.Fatal(err)
 	}
-	cfg := store.Config{URL: secret.NewURL(url), Installation: installation, Lifecycle: true, Logger: log}
+	cfg := store.Config{URL: secret.NewURL(url), Installation: installation, Lifecycle: true, Logger: slog.New(noWarning{slog.NewTextHandler(io.Discard, nil), t})}
 	for _, c := range change {
 		c(&cfg)
 	}

@@ -150,7 +150,7 @@ func (s *Store) DeleteOutbox(ctx context.Context, refs []OutboxRef) (err error) 
 	}
 	// A pipeline of two is one transaction and one round trip.
 	var batch pgx.Batch
-	batch.Queue("SET LOCAL synchronous_commit = off")
+	batch.Queue("SELECT set_config('synchronous_commit', 'off', true)")
 	batch.Queue(deleteOutboxSQL, shards, epochs, seqs, lanes, owners)
 	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("delete %d published rows of the outbox: %w", len(refs), err)

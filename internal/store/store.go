@@ -133,6 +133,12 @@ func (c Config) pool() (*pgxpool.Config, error) {
 	cfg.MaxConnLifetimeJitter = time.Hour
 	cfg.MaxConnIdleTime = 30 * time.Minute
 	harden(cfg.ConnConfig)
+	log := cmp.Or(c.Logger, slog.Default())
+	cfg.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" {
+			log.Warn("the database warns", "code", n.Code, "message", n.Message, "detail", n.Detail, "hint", n.Hint)
+		}
+	}
 
 	timeout := cmp.Or(c.StatementTimeout, defaultStatementTimeout)
 	settings := cfg.ConnConfig.RuntimeParams

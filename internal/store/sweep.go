@@ -78,8 +78,9 @@ const openConditionSQL = `
     )`
 
 // openTimeout is more than other statements have: the rows of a region may be
-// all that there are, and none of them in memory.
-const openTimeout = `SET LOCAL statement_timeout = '2min'`
+// all that there are, and none of them in memory. PostgreSQL would obey a SET
+// LOCAL in a pipeline too, but warn of it in its log each time.
+const openTimeout = `SELECT set_config('statement_timeout', '2min', true)`
 
 // OpenInstances gives the rows of a region, ordered by their ids, that are not
 // stopped and in scope by these limits; ages are by the clock of the database.
