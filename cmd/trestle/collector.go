@@ -14,11 +14,11 @@ const (
 	// kilobytes of garbage, and by itself the runtime would begin a collection
 	// at twice what is in use, which for a small installation is dozens of
 	// times a second.
-	heapGoal = 88 << 20
+	heapGoal = 64 << 20
 	// breathing is how much garbage there may be whatever is in use, so that the
 	// memory of a process that remembers all it may stays within its bounds, and
 	// spared what a large heap may not add to itself.
-	breathing, spared = 32 << 20, 64 << 20
+	breathing, spared = 16 << 20, 48 << 20
 	// leastGrowth and mostGrowth bound by how much, in percent of what is in
 	// use, the heap may grow.
 	leastGrowth, mostGrowth = 20, 900
