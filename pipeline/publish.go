@@ -55,7 +55,7 @@ type acknowledgement struct {
 }
 
 // publish hands what a commit has to tell to the lane's publisher.
-func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake, recoveries map[shard.ID]uint64) {
+func (l *lane) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 	if len(rows) == 0 {
 		return
 	}
@@ -65,12 +65,12 @@ func (l *lane) publish(rows []store.OutboxRow, intakes map[shard.ID]*Intake, rec
 	var direct []publication
 	now := time.Now()
 	for _, row := range rows {
-		in := intakes[row.Ref.Shard]
+		of := shares[row.Ref.Shard]
 		if !room {
-			in.fallBehind()
+			of.in.fallBehind()
 		}
-		if in.announce(recoveries[row.Ref.Shard]) {
-			direct = append(direct, publication{in, row, now})
+		if of.in.announce(of.recoveries) {
+			direct = append(direct, publication{of.in, row, now})
 		}
 	}
 	if len(direct) == 0 {

@@ -149,22 +149,28 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 	return true
 }
 
+// share is the part that a shard has in a batch.
+type share struct {
+	in         *Intake
+	fence      int    // its place in the batch
+	recoveries uint64 // that had ended before
+}
+
 // attempt writes entries in one commit and, if that succeeds, ends their
 // flight and hands over what is to be published.
 func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	batch := store.Batch{Lane: l.index, Seq: l.p.seq.Add(1), Entries: make([]store.Entry, 0, len(entries))}
-	fences, recoveries := make(map[shard.ID]int), make(map[shard.ID]uint64)
+	shares := make(map[shard.ID]share)
 	live := entries[:0:0]
 	for _, e := range entries {
 		fence, ok := e.fence()
 		if !ok || e.in.hasEnded() {
 			continue // dropped with its intake
 		}
-		at, seen := fences[fence.Shard]
+		of, seen := shares[fence.Shard]
 		if !seen {
-			at = len(batch.Fences)
-			fences[fence.Shard] = at
-			recoveries[fence.Shard] = e.in.recoveries.Load()
+			of = share{e.in, len(batch.Fences), e.in.recoveries.Load()}
+			shares[fence.Shard] = of
 			batch.Fences = append(batch.Fences, fence)
 		}
 		if !e.in.seamless.Load() {
@@ -172,7 +178,7 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 			// the row was told, and has to be applied.
 			e.inFlight.First = false
 		}
-		batch.Entries = append(batch.Entries, store.Entry{Fence: at, Change: e.inFlight})
+		batch.Entries = append(batch.Entries, store.Entry{Fence: of.fence, Change: e.inFlight})
 		live = append(live, e)
 	}
 	if len(live) == 0 {
@@ -193,18 +199,15 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	l.p.metrics.batch(len(live), time.Since(begin))
 	l.confirm(acknowledged)
 	l.noteCommit(live, commit.Results)
-	l.conclude(live, commit, recoveries)
+	l.conclude(live, commit, shares)
 	return nil
 }
 
-// conclude deals with the results of a commit. Recoveries are those of each shard
-// that had ended before it.
-func (l *lane) conclude(entries []*entry, commit store.Commit, recoveries map[shard.ID]uint64) {
+// conclude deals with the results of a commit.
+func (l *lane) conclude(entries []*entry, commit store.Commit, shares map[shard.ID]share) {
 	refused := make(map[*Intake]struct{})
 	doubted := make(map[*Intake]struct{})
-	intakes := make(map[shard.ID]*Intake)
 	for i, e := range entries {
-		intakes[e.in.id] = e.in
 		if e.doubt {
 			doubted[e.in] = struct{}{}
 		}
@@ -219,7 +222,7 @@ func (l *lane) conclude(entries []*entry, commit store.Commit, recoveries map[sh
 	for in := range doubted {
 		in.fallBehind()
 	}
-	l.publish(commit.Outbox, intakes, recoveries)
+	l.publish(commit.Outbox, shares)
 	if commit.Lifecycle > 0 && l.p.cfg.Lifecycle != nil {
 		l.p.cfg.Lifecycle()
 	}
