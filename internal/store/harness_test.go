@@ -63,11 +63,11 @@ func newBench(t testing.TB, change ...func(*store.Config)) *bench {
 func benchOn(t testing.TB, url string, change ...func(*store.Config)) *bench {
 	t.Helper()
 	ctx := context.Background()
-	log := slog.New(slog.DiscardHandler)
+	log := slog.New(noWarning{slog.NewTextHandler(io.Discard, nil), t})
 	if err := store.Migrate(ctx, secret.NewURL(url), log); err != nil {
 		t.Fatal(err)
 	}
-	cfg := store.Config{URL: secret.NewURL(url), Installation: installation, Lifecycle: true, Logger: slog.New(noWarning{slog.NewTextHandler(io.Discard, nil), t})}
+	cfg := store.Config{URL: secret.NewURL(url), Installation: installation, Lifecycle: true, Logger: log}
 	for _, c := range change {
 		c(&cfg)
 	}

@@ -37,10 +37,11 @@ func Migrate(ctx context.Context, url secret.URL, logger *slog.Logger) (err erro
 	if err != nil {
 		return fmt.Errorf("parse the URL of the database %s: %w", url, withoutURL(err))
 	}
-	harden(cfg)
+	log := cmp.Or(logger, slog.Default())
+	harden(cfg, log)
 	db := stdlib.OpenDB(*cfg)
 	defer func() { err = errors.Join(err, db.Close()) }()
-	provider, err := newProvider(db, cmp.Or(logger, slog.Default()))
+	provider, err := newProvider(db, log)
 	if err != nil {
 		return err
 	}

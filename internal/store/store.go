@@ -132,13 +132,7 @@ func (c Config) pool() (*pgxpool.Config, error) {
 	cfg.MaxConnLifetime = 2 * time.Hour
 	cfg.MaxConnLifetimeJitter = time.Hour
 	cfg.MaxConnIdleTime = 30 * time.Minute
-	harden(cfg.ConnConfig)
-	log := cmp.Or(c.Logger, slog.Default())
-	cfg.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
-		if n.SeverityUnlocalized == "WARNING" {
-			log.Warn("the database warns", "code", n.Code, "message", n.Message, "detail", n.Detail, "hint", n.Hint)
-		}
-	}
+	harden(cfg.ConnConfig, cmp.Or(c.Logger, slog.Default()))
 
 	timeout := cmp.Or(c.StatementTimeout, defaultStatementTimeout)
 	settings := cfg.ConnConfig.RuntimeParams
@@ -158,7 +152,7 @@ func (c Config) pool() (*pgxpool.Config, error) {
 }
 
 // harden sets what every connection needs, that of the migrations too.
-func harden(cfg *pgx.ConnConfig) {
+func harden(cfg *pgx.ConnConfig, log *slog.Logger) {
 	cfg.ConnectTimeout = connectTimeout
 	cfg.DialFunc = (&net.Dialer{
 		Timeout: connectTimeout,
@@ -170,6 +164,11 @@ func harden(cfg *pgx.ConnConfig) {
 		cfg.RuntimeParams["application_name"] = "trestle"
 	}
 	cfg.RuntimeParams["timezone"] = "UTC"
+	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" {
+			log.Warn("the database warns", "code", n.Code, "message", n.Message, "detail", n.Detail, "hint", n.Hint)
+		}
+	}
 }
 
 // withoutURL takes the address, which may hold a password, out of an error of
