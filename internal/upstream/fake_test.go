@@ -379,7 +379,7 @@ type running struct {
 // awaitSnapshots waits until so many were taken in to the end.
 func (r running) awaitSnapshots(t *testing.T, n float64) {
 	t.Helper()
-	r.await(t, fmt.Sprintf("%v snapshots", n), func() bool { return count(t, r.registry, "snapshots_total", "success") >= n })
+	r.await(t, fmt.Sprintf("%v snapshots", n), func() bool { return count(t, r.registry, "snapshots_total", "success") == n })
 }
 
 // await looks again at every record that the client logs.
