@@ -208,7 +208,7 @@ func (r *Redis) Stop(ctx context.Context) error {
 	proc, embedded := r.running()
 	defer r.setRunning(nil, nil)
 	if embedded != nil {
-		embedded.Close()
+		closeEmbedded(embedded)
 	}
 	if proc == nil {
 		return nil
@@ -219,13 +219,21 @@ func (r *Redis) Stop(ctx context.Context) error {
 	return nil
 }
 
+// closeEmbedded returns when nobody listens any more. A process that is being
+// started meanwhile would hold the listener until it runs its own program.
+func closeEmbedded(embedded *miniredis.Miniredis) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	embedded.Close()
+}
+
 // Kill kills the server and returns when it is gone. The embedded one is
 // stopped, which closes its connections at once too.
 func (r *Redis) Kill() error {
 	proc, embedded := r.running()
 	defer r.setRunning(nil, nil)
 	if embedded != nil {
-		embedded.Close()
+		closeEmbedded(embedded)
 	}
 	if proc == nil {
 		return nil
