@@ -337,6 +337,25 @@ func (t *Test) progress(ctx context.Context) {
 // to wait between two checks.
 const quiet = 200 * time.Millisecond
 
+// awaitSilence returns when every change has been followed by its publish, or,
+// with an error, when nothing was published for as long as silence is.
+func (t *Test) awaitSilence(ctx context.Context) error {
+	last := time.Now()
+	for {
+		step, cancel := context.WithDeadline(ctx, last.Add(t.cfg.Silence))
+		err := t.ledger.AwaitPublished(step)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		published := t.ledger.Counts().LastPublish
+		if !published.After(last) {
+			return err
+		}
+		last = published
+	}
+}
+
 // settle waits until the tables and publishes are as they must be, or for as
 // long as it may, and reports.
 func (t *Test) settle(ctx context.Context, db *pgxpool.Pool) (*Report, error) {
@@ -344,14 +363,13 @@ func (t *Test) settle(ctx context.Context, db *pgxpool.Pool) (*Report, error) {
 	defer cancel()
 	var unsettled error
 	for {
-		step, cancel := context.WithTimeout(waiting, t.cfg.Silence)
-		unsettled = t.ledger.AwaitPublished(step)
-		cancel()
+		unsettled = t.awaitSilence(waiting)
 		if unsettled == nil || waiting.Err() != nil {
 			break
 		}
-		// The check finds those that no publish is to follow. A database that is
-		// away at the moment is asked again.
+		// The check finds those that no publish is to follow. It is work for the
+		// database, so it comes when nothing else does. A database that is away
+		// at the moment is asked again.
 		_, _ = t.ledger.Check(waiting, db)
 	}
 	if t.cfg.Published != nil {

@@ -219,7 +219,7 @@ judged AS MATERIALIZED (
                             $11::text[], $12::bool[], $13::text[], $14::jsonb[],
                             $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $28::bigint[], $29::bool[]
                             {{if .Folded}}, {{arg "rung"}}::bigint[], {{arg "revived"}}::bool[], {{arg "open_stop_at"}}::timestamptz[],
-                            {{arg "later_stop_at"}}::timestamptz[], {{arg "further"}}::jsonb[]{{end}}
+                            {{arg "later_stop_at"}}::timestamptz[], {{arg "further"}}::text[]{{end}}
                             {{if .Metrics}}, {{arg "metrics"}}::text[], {{arg "measured"}}::bigint[]{{end}}
                             {{if .Prebuilds}}, {{arg "steps"}}::jsonb[]{{end}}
                         ) AS u (
@@ -247,16 +247,18 @@ judged AS MATERIALIZED (
                 ) l
                 {{- if .Folded}}
                 -- The first rung above the stored version has the effect. It
-                -- nearly always is the first of all, which comes in columns.
+                -- nearly always is the first of all, which comes in columns; the
+                -- others come as text, since to parse them costs as much as
+                -- writing the row.
                 LEFT JOIN LATERAL (
                     SELECT s.version, s.phase, s.cleared, s.revived, s.failed, s.kept, s.metrics, s.measured,
                         s.deployed_at, s.running_at, s.stopping_at, s.stopped_at, s.open_stop_at, s.later_stop_at
-                    FROM jsonb_to_recordset(l.further) AS s (
+                    FROM jsonb_to_recordset(CASE WHEN NOT l.first THEN l.further::jsonb END) AS s (
                         version bigint, phase text, cleared bool, revived bool, failed text, kept jsonb, metrics text, measured bigint,
                         deployed_at timestamptz, running_at timestamptz, stopping_at timestamptz,
                         stopped_at timestamptz, open_stop_at timestamptz, later_stop_at timestamptz
                     )
-                    WHERE NOT l.first AND s.version > l.floor
+                    WHERE s.version > l.floor
                     ORDER BY s.version
                     LIMIT 1
                 ) f ON true

@@ -140,7 +140,7 @@ func newEntryArrays() *entryArrays {
 		phase: newArray(oidText, 1, 12), cleared: newArray(oidBool, 1, 1), failed: newArray(oidText, 1, 0), kept: newArray(oidJSONB, 1, 160),
 		deployedAt: times(), runningAt: times(), stoppingAt: times(), stoppedAt: times(),
 		hash: newArray(oidInt8, 1, 8), first: newArray(oidBool, 1, 1),
-		rung: newArray(oidInt8, 1, 8), revived: newArray(oidBool, 1, 1), openStopAt: times(), laterStopAt: times(), further: newArray(oidJSONB, 1, 0),
+		rung: newArray(oidInt8, 1, 8), revived: newArray(oidBool, 1, 1), openStopAt: times(), laterStopAt: times(), further: newArray(oidText, 1, 0),
 		metrics: newArray(oidText, 1, 64), measured: newArray(oidInt8, 1, 8),
 		steps: newArray(oidJSONB, 1, 0),
 	}
@@ -191,7 +191,7 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 	e.openStopAt.time(first.OpenStopAt)
 	e.laterStopAt.time(first.LaterStopAt)
 	if len(rungs) > 1 {
-		begun := e.further.beginJSONB()
+		begun := e.further.begin()
 		e.further.buf = appendRungs(e.further.buf, rungs, kept, metrics, measured)
 		e.further.end(begun)
 	} else {

@@ -123,12 +123,18 @@ func (a *array) jsonb(v []byte) {
 	a.buf = append(a.buf, v...)
 }
 
-// beginJSONB begins an element whose document is appended to buf next, and ended
-// by end.
-func (a *array) beginJSONB() (begun int) {
+// begin begins an element whose content is appended to buf next, and ended by
+// end.
+func (a *array) begin() (begun int) {
 	a.element(0)
+	return len(a.buf)
+}
+
+// beginJSONB is begin for a document.
+func (a *array) beginJSONB() (begun int) {
+	begun = a.begin()
 	a.buf = append(a.buf, 1)
-	return len(a.buf) - 1
+	return begun
 }
 
 func (a *array) end(begun int) {
