@@ -214,21 +214,22 @@ judged AS MATERIALIZED (
                             {{if .Metrics}}u.metrics, u.measured,{{end}}
                             {{if .Prebuilds}}u.steps,{{end}}
                             {{if .Folded}}u.rung{{else}}u.version AS rung{{end}}
-                        FROM unnest(
-                            $5::int[], $6::int[], $7::uuid[], $8::bigint[], $9::text[], $10::jsonb[],
-                            $11::text[], $12::bool[], $13::text[], $14::jsonb[],
-                            $15::timestamptz[], $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $28::bigint[], $29::bool[]
-                            {{if .Folded}}, {{arg "rung"}}::bigint[], {{arg "revived"}}::bool[], {{arg "open_stop_at"}}::timestamptz[],
-                            {{arg "later_stop_at"}}::timestamptz[], {{arg "further"}}::text[]{{end}}
-                            {{if .Metrics}}, {{arg "metrics"}}::text[], {{arg "measured"}}::bigint[]{{end}}
-                            {{if .Prebuilds}}, {{arg "steps"}}::jsonb[]{{end}}
-                        ) AS u (
-                            position, fence, id, version, ide_url, document, phase, cleared, failed, kept,
-                            deployed_at, running_at, stopping_at, stopped_at, hash, first
-                            {{if .Folded}}, rung, revived, open_stop_at, later_stop_at, further{{end}}
-                            {{if .Metrics}}, metrics, measured{{end}}
-                            {{if .Prebuilds}}, steps{{end}}
-                        )
+                        -- In the list of a SELECT the arrays are taken apart
+                        -- side by side; as a table each would first be copied.
+                        FROM (
+                            SELECT
+                                unnest($5::int[]) AS position, unnest($6::int[]) AS fence, unnest($7::uuid[]) AS id,
+                                unnest($8::bigint[]) AS version, unnest($9::text[]) AS ide_url, unnest($10::jsonb[]) AS document,
+                                unnest($11::text[]) AS phase, unnest($12::bool[]) AS cleared, unnest($13::text[]) AS failed,
+                                unnest($14::jsonb[]) AS kept, unnest($15::timestamptz[]) AS deployed_at,
+                                unnest($16::timestamptz[]) AS running_at, unnest($17::timestamptz[]) AS stopping_at,
+                                unnest($18::timestamptz[]) AS stopped_at, unnest($28::bigint[]) AS hash, unnest($29::bool[]) AS first
+                                {{if .Folded}}, unnest({{arg "rung"}}::bigint[]) AS rung, unnest({{arg "revived"}}::bool[]) AS revived,
+                                unnest({{arg "open_stop_at"}}::timestamptz[]) AS open_stop_at,
+                                unnest({{arg "later_stop_at"}}::timestamptz[]) AS later_stop_at, unnest({{arg "further"}}::text[]) AS further{{end}}
+                                {{if .Metrics}}, unnest({{arg "metrics"}}::text[]) AS metrics, unnest({{arg "measured"}}::bigint[]) AS measured{{end}}
+                                {{if .Prebuilds}}, unnest({{arg "steps"}}::jsonb[]) AS steps{{end}}
+                        ) u
                         OFFSET 0
                     ) e
                     -- Locked in the order given, which is that of the ids.
