@@ -459,6 +459,14 @@ func (l *lane) drop(in *Intake) {
 	in.settled(dropped)
 }
 
+// unwritten counts the instances of which something waits; those of shards without
+// a fence as well.
+func (l *lane) unwritten() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.entries)
+}
+
 // busySince says since when an attempt has been under way.
 func (l *lane) busySince() (time.Time, bool) {
 	l.mu.Lock()

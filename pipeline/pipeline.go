@@ -148,6 +148,9 @@ type Pipeline struct {
 	// seq numbers batches across lanes: unique for this incarnation, and
 	// ascending within a lane.
 	seq atomic.Int64
+	// turn has size 1: the lane that has put something into it writes a small
+	// batch.
+	turn chan struct{}
 	// tags gives every intake a number of its own, under which the lanes
 	// remember: what was remembered for an earlier term of the same shard is
 	// out of reach.
@@ -166,12 +169,14 @@ type Pipeline struct {
 	runCtx  context.Context
 }
 
+func (p *Pipeline) endTurn() { <-p.turn }
+
 // New makes a pipeline that owns no shard. Nothing runs before Run.
 func New(cfg Config) (*Pipeline, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	p := &Pipeline{cfg: cfg, intakes: make(map[shard.ID]*Intake)}
+	p := &Pipeline{cfg: cfg, intakes: make(map[shard.ID]*Intake), turn: make(chan struct{}, 1)}
 	p.metrics = newMetrics(cfg.Registerer, p)
 	for i := range cfg.Lanes {
 		l, err := newLane(p, i)

@@ -16,6 +16,10 @@ const (
 	// acknowledgeAfter is how long a quiet lane lets published outbox rows
 	// lie; a busy one removes them with its next batch.
 	acknowledgeAfter = 500 * time.Millisecond
+	// Batches smaller than smallBatch are written one at a time over all lanes,
+	// but none waits for longer than smallTurn for another's.
+	smallBatch = 64
+	smallTurn  = 5 * time.Millisecond
 )
 
 // run writes batches until ctx ends.
@@ -23,9 +27,13 @@ func (l *lane) run(ctx context.Context) {
 	backoff := minBackoff
 	idle := time.NewTimer(acknowledgeAfter)
 	defer idle.Stop()
+	patience := time.NewTimer(0)
+	defer patience.Stop()
 	for {
+		done := l.takeTurn(ctx, patience)
 		batch := l.take(l.p.cfg.BatchLimit)
 		if len(batch) == 0 {
+			done()
 			idle.Reset(acknowledgeAfter)
 			select {
 			case <-l.wake:
@@ -43,7 +51,9 @@ func (l *lane) run(ctx context.Context) {
 			}
 			continue
 		}
-		if l.write(ctx, batch, l.p.cfg.BatchLimit) {
+		written := l.write(ctx, batch, l.p.cfg.BatchLimit)
+		done()
+		if written {
 			backoff = minBackoff
 			continue
 		}
@@ -52,6 +62,38 @@ func (l *lane) run(ctx context.Context) {
 			backoff = min(2*backoff, maxBackoff)
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// takeTurn waits until a lane with little to write may begin, or until it has
+// more. What is heard meanwhile goes into the same commit: while the database
+// is busy with one small batch, another would make it slower and both no
+// faster. It waits for no longer than smallTurn, so that a commit that takes its
+// time holds nobody up. done ends the turn.
+func (l *lane) takeTurn(ctx context.Context, patience *time.Timer) (done func()) {
+	none := func() {}
+	if n := l.unwritten(); n == 0 || n >= smallBatch {
+		return none
+	}
+	select {
+	case l.p.turn <- struct{}{}:
+		return l.p.endTurn
+	default:
+	}
+	patience.Reset(smallTurn)
+	for {
+		select {
+		case l.p.turn <- struct{}{}:
+			return l.p.endTurn
+		case <-l.wake:
+			if l.unwritten() >= smallBatch {
+				return none
+			}
+		case <-patience.C:
+			return none
+		case <-ctx.Done():
+			return none
 		}
 	}
 }

@@ -48,7 +48,7 @@ type Config struct {
 const (
 	defaultMaxConnections   = 8
 	defaultStatementTimeout = 15 * time.Second
-	defaultRowByRow         = 8
+	defaultRowByRow         = 2
 	connectTimeout          = 5 * time.Second
 	// A peer that vanished is noticed after about 30 s of silence. A
 	// statement has its own, shorter, deadline.

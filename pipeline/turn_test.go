@@ -1,0 +1,78 @@
+package pipeline
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/trestle-bridge/trestle/internal/status"
+	"github.com/trestle-bridge/trestle/shard"
+)
+
+// inLane gives so many instances of a lane of two.
+func inLane(lane, count int) (ids []status.InstanceID) {
+	for n := 0; len(ids) < count; n++ {
+		if id := instance(n); shard.Lane(id, 2) == lane {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// TestSmallBatchesTakeTurns: while a small batch is under way, what another lane
+// hears goes into one batch that begins when that one ends.
+func TestSmallBatchesTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := newFakeStore()
+		db.entered, db.gate = make(chan struct{}), make(chan struct{})
+		in := newBench(t, db, &fakePublisher{}, Config{Lanes: 2}).own(t, "eu01")
+		offer(t, in, heard(t, inLane(0, 1)[0], 1, "first"))
+		<-db.entered
+		for _, id := range inLane(1, 3) {
+			offer(t, in, heard(t, id, 1, "x"))
+		}
+		synctest.Wait()
+		select {
+		case <-db.entered:
+			t.Fatal("a second small batch began beside the first")
+		default:
+		}
+		db.gate <- struct{}{}
+		<-db.entered
+		db.gate <- struct{}{}
+		synctest.Wait()
+		if got := len(db.batches); got != 2 || len(db.batches[1].Entries) != 3 {
+			t.Errorf("%d batches, want two, the second with all of what was heard during the first", got)
+		}
+	})
+}
+
+// TestTurnIsNotWaitedForInVain: a small batch that takes long holds no other lane
+// up, be it with little to write, after a moment, or with much, at once.
+func TestTurnIsNotWaitedForInVain(t *testing.T) {
+	for name, test := range map[string]struct {
+		count int
+		after time.Duration
+	}{
+		"little": {1, smallTurn},
+		"much":   {smallBatch, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := newFakeStore()
+				db.entered, db.gate = make(chan struct{}), make(chan struct{})
+				in := newBench(t, db, &fakePublisher{}, Config{Lanes: 2}).own(t, "eu01")
+				offer(t, in, heard(t, inLane(0, 1)[0], 1, "hangs"))
+				<-db.entered
+				begin := time.Now()
+				for _, id := range inLane(1, test.count) {
+					offer(t, in, heard(t, id, 1, "x"))
+				}
+				<-db.entered
+				if took := time.Since(begin); took != test.after {
+					t.Errorf("the second batch began after %v, want %v", took, test.after)
+				}
+			})
+		})
+	}
+}
