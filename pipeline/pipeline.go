@@ -6,7 +6,8 @@
 // flight at a time, so the changes of one instance are written and published
 // in the order in which they were heard. While a batch is in flight, what is
 // heard gathers and folds; then the next batch takes whatever is there, up to
-// a limit: small and quick when quiet, large when busy, without a timer.
+// a limit: small and quick when quiet, large when busy, without a timer. Small
+// batches take turns over all lanes.
 //
 // Invariants:
 //   - Offer never waits for the store or the publisher.

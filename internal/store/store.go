@@ -37,7 +37,7 @@ type Config struct {
 	Lifecycle bool
 	// RowByRow is up to how many changes a batch is written row by row, by a
 	// function that begins and ends sooner than the statement for large ones;
-	// default 8, negative for never.
+	// default 2, negative for never.
 	RowByRow int
 	// Logger; default slog.Default.
 	Logger *slog.Logger
