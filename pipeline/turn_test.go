@@ -19,15 +19,22 @@ func inLane(lane, count int) (ids []status.InstanceID) {
 	return ids
 }
 
+// withOneUnderWay gives a shard of a pipeline of two lanes, and its store, which
+// holds a small batch of the first lane.
+func withOneUnderWay(t *testing.T) (*fakeStore, *Intake) {
+	db := newFakeStore()
+	db.entered, db.gate = make(chan struct{}), make(chan struct{})
+	in := newBench(t, db, &fakePublisher{}, Config{Lanes: 2}).own(t, "eu01")
+	offer(t, in, heard(t, inLane(0, 1)[0], 1, "first"))
+	<-db.entered
+	return db, in
+}
+
 // TestSmallBatchesTakeTurns: while a small batch is under way, what another lane
 // hears goes into one batch that begins when that one ends.
 func TestSmallBatchesTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db := newFakeStore()
-		db.entered, db.gate = make(chan struct{}), make(chan struct{})
-		in := newBench(t, db, &fakePublisher{}, Config{Lanes: 2}).own(t, "eu01")
-		offer(t, in, heard(t, inLane(0, 1)[0], 1, "first"))
-		<-db.entered
+		db, in := withOneUnderWay(t)
 		for _, id := range inLane(1, 3) {
 			offer(t, in, heard(t, id, 1, "x"))
 		}
@@ -59,11 +66,7 @@ func TestTurnIsNotWaitedForInVain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				db := newFakeStore()
-				db.entered, db.gate = make(chan struct{}), make(chan struct{})
-				in := newBench(t, db, &fakePublisher{}, Config{Lanes: 2}).own(t, "eu01")
-				offer(t, in, heard(t, inLane(0, 1)[0], 1, "hangs"))
-				<-db.entered
+				db, in := withOneUnderWay(t)
 				begin := time.Now()
 				for _, id := range inLane(1, test.count) {
 					offer(t, in, heard(t, id, 1, "x"))
