@@ -60,42 +60,41 @@ func appendPort(b []byte, p *wsman.PortSpec) []byte {
 func conditions(c *wsman.WorkspaceConditions) []byte {
 	b := make([]byte, 0, 160)
 	b = append(b, '{')
-	key := func(name string) {
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = appendText(b, name)
-		b = append(b, ':')
-	}
 	setText := func(name, text string) {
 		if text != "" {
-			key(name)
-			b = appendText(b, text)
+			b = appendText(appendKey(b, name), text)
 		}
 	}
 	// EMPTY, and what a newer cluster may invent, leave a condition unset.
 	setBool := func(name string, value wsman.WorkspaceConditionBool) {
 		switch value {
 		case wsman.WorkspaceConditionBool_TRUE:
-			key(name)
-			b = append(b, "true"...)
+			b = append(appendKey(b, name), "true"...)
 		case wsman.WorkspaceConditionBool_FALSE:
-			key(name)
-			b = append(b, "false"...)
+			b = append(appendKey(b, name), "false"...)
 		}
 	}
 	setText("timeout", c.GetTimeout())
 	setBool("pullingImages", c.GetPullingImages())
 	setBool("deployed", c.GetDeployed())
 	if at := c.GetFirstUserActivity(); at.IsValid() { // else a year that no column takes
-		key("firstUserActivity")
-		b = append(b, '"')
+		b = append(appendKey(b, "firstUserActivity"), '"')
 		b = at.AsTime().AppendFormat(b, iso8601)
 		b = append(b, '"')
 	}
 	setText("headlessTaskFailed", c.GetHeadlessTaskFailed())
 	setBool("stoppedByRequest", c.GetStoppedByRequest())
 	return append(b, '}')
+}
+
+// appendKey begins the next member of an object of which b ends with what was
+// written so far. The name needs no escapes.
+func appendKey(b []byte, name string) []byte {
+	if b[len(b)-1] != '{' {
+		b = append(b, ',')
+	}
+	b = append(append(b, '"'), name...)
+	return append(b, '"', ':')
 }
 
 // appendText appends a text as JSON. The text is valid UTF-8, as every text of

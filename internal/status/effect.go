@@ -1,7 +1,6 @@
 package status
 
 import (
-	"encoding/json"
 	"time"
 )
 
@@ -109,25 +108,23 @@ func (e Effect) then(next Effect) Effect {
 // Kept gives those values of which a row keeps the first, as a JSON object in
 // the shape of the status document; nil if there are none.
 func (e Effect) Kept() []byte {
-	kept := keptDocument{NodeName: e.NodeName, PodName: e.PodName, NodeIP: e.NodeIP}
-	if e.Image != (ImageSizes{}) {
-		kept.Metrics = &keptMetrics{Image: e.Image}
-	}
-	if kept == (keptDocument{}) {
+	if e.NodeName == "" && e.PodName == "" && e.NodeIP == "" && e.Image == (ImageSizes{}) {
 		return nil
 	}
-	return mustMarshal(kept)
-}
-
-type keptDocument struct {
-	NodeName string       `json:"nodeName,omitempty"`
-	PodName  string       `json:"podName,omitempty"`
-	NodeIP   string       `json:"nodeIp,omitempty"`
-	Metrics  *keptMetrics `json:"metrics,omitempty"`
-}
-
-type keptMetrics struct {
-	Image ImageSizes `json:"image"`
+	b := append(make([]byte, 0, 192), '{')
+	text := func(name, text string) {
+		if text != "" {
+			b = appendText(appendKey(b, name), text)
+		}
+	}
+	text("nodeName", e.NodeName)
+	text("podName", e.PodName)
+	text("nodeIp", e.NodeIP)
+	if e.Image != (ImageSizes{}) {
+		b = append(appendKey(b, "metrics"), '{')
+		b = append(e.Image.appendTo(b), '}')
+	}
+	return append(b, '}')
 }
 
 // Step is the Effect of one update, or of several in a row whose versions the
@@ -144,16 +141,6 @@ func (s Step) AppliesTo(stored uint64) bool {
 		return stored == 0
 	}
 	return s.Version > stored
-}
-
-// mustMarshal encodes a value that always can be encoded: our own structs of
-// texts and numbers.
-func mustMarshal(v any) []byte {
-	encoded, err := json.Marshal(v)
-	if err != nil {
-		panic("status: encoding a struct of texts and numbers: " + err.Error())
-	}
-	return encoded
 }
 
 func firstTime(times ...time.Time) time.Time {

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/trestle-bridge/trestle/proto/wsman"
@@ -8,8 +9,20 @@ import (
 
 // ImageSizes are the sizes of an instance's image in bytes; 0 is unknown.
 type ImageSizes struct {
-	Total     int64 `json:"totalSize,omitempty"`
-	Workspace int64 `json:"workspaceImageSize,omitempty"`
+	Total     int64
+	Workspace int64
+}
+
+// appendTo appends the member that holds the sizes.
+func (s ImageSizes) appendTo(b []byte) []byte {
+	b = append(appendKey(b, "image"), '{')
+	if s.Total != 0 {
+		b = strconv.AppendInt(appendKey(b, "totalSize"), s.Total, 10)
+	}
+	if s.Workspace != 0 {
+		b = strconv.AppendInt(appendKey(b, "workspaceImageSize"), s.Workspace, 10)
+	}
+	return append(b, '}')
 }
 
 func (s ImageSizes) or(other ImageSizes) ImageSizes {
@@ -31,18 +44,33 @@ type Metrics struct {
 
 // Initializer holds what each way to fill a workspace took.
 type Initializer struct {
-	Git          *InitializerMetric `json:"git,omitempty"`
-	FileDownload *InitializerMetric `json:"fileDownload,omitempty"`
-	Snapshot     *InitializerMetric `json:"snapshot,omitempty"`
-	Backup       *InitializerMetric `json:"backup,omitempty"`
-	Prebuild     *InitializerMetric `json:"prebuild,omitempty"`
-	Composite    *InitializerMetric `json:"composite,omitempty"`
+	Git          *InitializerMetric
+	FileDownload *InitializerMetric
+	Snapshot     *InitializerMetric
+	Backup       *InitializerMetric
+	Prebuild     *InitializerMetric
+	Composite    *InitializerMetric
 }
 
 // InitializerMetric is one of them: milliseconds and bytes.
 type InitializerMetric struct {
-	Duration *float64 `json:"duration,omitempty"`
-	Size     uint64   `json:"size,omitempty"`
+	Duration *float64
+	Size     uint64
+}
+
+// appendTo appends the member that holds the metric, unless there is none.
+func (m *InitializerMetric) appendTo(b []byte, name string) []byte {
+	if m == nil {
+		return b
+	}
+	b = append(appendKey(b, name), '{')
+	if m.Duration != nil {
+		b = strconv.AppendFloat(appendKey(b, "duration"), *m.Duration, 'f', -1, 64)
+	}
+	if m.Size != 0 {
+		b = strconv.AppendUint(appendKey(b, "size"), m.Size, 10)
+	}
+	return append(b, '}')
 }
 
 // JSON gives the metrics as the metrics table keeps them; nil if there are
@@ -51,14 +79,21 @@ func (m Metrics) JSON() []byte {
 	if m == (Metrics{}) {
 		return nil
 	}
-	document := struct {
-		Image       *ImageSizes  `json:"image,omitempty"`
-		Initializer *Initializer `json:"initializerMetrics,omitempty"`
-	}{Initializer: m.Initializer}
+	b := append(make([]byte, 0, 192), '{')
 	if m.Image != (ImageSizes{}) {
-		document.Image = &m.Image
+		b = m.Image.appendTo(b)
 	}
-	return mustMarshal(document)
+	if i := m.Initializer; i != nil {
+		b = append(appendKey(b, "initializerMetrics"), '{')
+		b = i.Git.appendTo(b, "git")
+		b = i.FileDownload.appendTo(b, "fileDownload")
+		b = i.Snapshot.appendTo(b, "snapshot")
+		b = i.Backup.appendTo(b, "backup")
+		b = i.Prebuild.appendTo(b, "prebuild")
+		b = i.Composite.appendTo(b, "composite")
+		b = append(b, '}')
+	}
+	return append(b, '}')
 }
 
 // overlaid gives m with every value that next has on top.
