@@ -119,6 +119,9 @@ func Run(ctx context.Context, o Options) error {
 	} else if err != nil {
 		return err
 	}
+	if err := db.Warm(ctx, cfg.Pipeline.Lanes+1); err != nil && ctx.Err() == nil {
+		log.Warn("statements could not be planned ahead; the first batches take longer", "error", err)
+	}
 
 	redisTLS, err := clientTLS("redis.tls", cfg.Redis.TLS, cfg.Redis.Material)
 	if err != nil {

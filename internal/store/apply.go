@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trestle-bridge/trestle/internal/event"
@@ -56,13 +57,16 @@ func (s *Store) execute(ctx context.Context, in input, entries int) ([]Result, e
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	defer conn.Release()
-	st := in.statement
-	prepared, err := conn.Conn().Prepare(ctx, st.name, st.sql)
+	return in.execute(ctx, conn.Conn(), entries)
+}
+
+func (in input) execute(ctx context.Context, conn *pgx.Conn, entries int) ([]Result, error) {
+	prepared, err := conn.Prepare(ctx, in.statement.name, in.statement.sql)
 	if err != nil {
 		return nil, fmt.Errorf("prepare: %w", err)
 	}
 	formats := []int16{1} // binary, for all
-	reader := conn.Conn().PgConn().ExecStatement(ctx, prepared, in.params, formats, formats)
+	reader := conn.PgConn().ExecStatement(ctx, prepared, in.params, formats, formats)
 	results := make([]Result, entries)
 	var malformed error
 	for reader.NextRow() {
@@ -73,7 +77,7 @@ func (s *Store) execute(ctx context.Context, in input, entries int) ([]Result, e
 	// Only the end of the answer says that the commit is made.
 	if _, err := reader.Close(); err != nil {
 		if isOutdated(err) {
-			_ = conn.Conn().Close(ctx) // the answer is the first error
+			_ = conn.Close(ctx) // the answer is the first error
 		}
 		return nil, err
 	}

@@ -55,19 +55,40 @@ func (s *Store) encodeBatch(b Batch) (input, error) {
 		}
 	}
 	e.parts.Lifecycle = s.lifecycle
+	if len(b.Entries) <= s.rowByRow && !e.parts.Folded && !e.parts.Prebuilds {
+		return s.rowsInput(b, fences, e), nil
+	}
+	return s.statementInput(b, fences, e), nil
+}
+
+// statementInput is for the statement, in the variant that the parts of the
+// entries need.
+func (s *Store) statementInput(b Batch, fences [][]byte, e *entryArrays) input {
+	return input{
+		statement: s.statements[e.parts.index()], parts: e.parts, arrays: e,
+		params: append(s.params(b, fences, e), e.partParams()...),
+	}
+}
+
+// rowsInput is for the function that writes row by row.
+func (s *Store) rowsInput(b Batch, fences [][]byte, e *entryArrays) input {
+	lifecycle := byte(0)
+	if s.lifecycle {
+		lifecycle = 1
+	}
+	return input{
+		statement: applyRows, arrays: e,
+		params: append(s.params(b, fences, e), e.metrics.param(), e.measured.param(), []byte{lifecycle}),
+	}
+}
+
+// params are those that both have.
+func (s *Store) params(b Batch, fences [][]byte, e *entryArrays) [][]byte {
 	params := append(fences, e.params()...)
 	params = append(params, e.spoken, []byte(s.installation),
 		binary.BigEndian.AppendUint32(nil, uint32(b.Lane)), binary.BigEndian.AppendUint64(nil, uint64(b.Seq)))
 	params = append(params, encodeRefs(b.Published)...)
-	params = append(params, e.hash.param(), e.first.param())
-	if len(b.Entries) <= s.rowByRow && !e.parts.Folded && !e.parts.Prebuilds {
-		lifecycle := byte(0)
-		if s.lifecycle {
-			lifecycle = 1
-		}
-		return input{statement: applyRows, params: append(params, e.metrics.param(), e.measured.param(), []byte{lifecycle}), arrays: e}, nil
-	}
-	return input{statement: s.statements[e.parts.index()], parts: e.parts, params: append(params, e.partParams()...), arrays: e}, nil
+	return append(params, e.hash.param(), e.first.param())
 }
 
 // encodeFences gives the parameters, and where among them, from 1, each of the

@@ -1,0 +1,52 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Warm opens so many connections, fewer if the store has fewer, and has the
+// database plan on each of them what batches need that speak of no prebuild.
+// Otherwise the first batches wait for it, some 10 ms for each variant, more where
+// the database is busy. It writes nothing; after an error the store works as well,
+// but begins slowly.
+func (s *Store) Warm(ctx context.Context, connections int) (err error) {
+	defer s.metrics.done("warm", time.Now(), &err)
+	// All at once, so that they are different ones.
+	for range min(connections, int(s.pool.Config().MaxConns)) {
+		conn, err := s.pool.Acquire(ctx)
+		if err != nil {
+			return fmt.Errorf("connect: %w", err)
+		}
+		defer conn.Release()
+		if err := s.warm(ctx, conn); err != nil {
+			return fmt.Errorf("plan statements ahead: %w", err)
+		}
+	}
+	return nil
+}
+
+// warm executes the statements with nothing to do.
+func (s *Store) warm(ctx context.Context, conn *pgxpool.Conn) error {
+	arrays := newEntryArrays()
+	none := func() [][]byte {
+		fences, _ := encodeFences(nil)
+		return fences
+	}
+	inputs := []input{s.rowsInput(Batch{}, none(), arrays)}
+	for i := range applyVariants {
+		if parts := partsOf(i); !parts.Prebuilds && parts.Lifecycle == s.lifecycle {
+			arrays.parts = parts
+			inputs = append(inputs, s.statementInput(Batch{}, none(), arrays))
+		}
+	}
+	for _, in := range inputs {
+		if _, err := in.execute(ctx, conn.Conn(), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
