@@ -75,6 +75,9 @@ type Replica struct {
 
 	proc *process.Process
 	stop time.Duration
+	// begun is how long the log was before: another test may have had one of this
+	// name in the folder.
+	begun int64
 }
 
 // Start starts a replica and returns when it is ready for shards.
@@ -100,6 +103,11 @@ func (f *Fleet) Launch(ctx context.Context, name, revision string) (*Replica, er
 	if err != nil {
 		return nil, err
 	}
+	info, err := log.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("look at the log of %s: %w", name, err), log.Close())
+	}
+	r.begun = info.Size()
 	args := append([]string{"serve", "--replica.id", name, "--replica.revision", revision, "--log.format", "json",
 		"--http.address", "127.0.0.1:0", "--clusterService.address", "127.0.0.1:0", "--peer.listen", "127.0.0.1:0",
 		"--console.address", "127.0.0.1:0"}, f.cfg.Args...)
@@ -130,12 +138,13 @@ func WithoutSettings(env []string) (out []string) {
 	return out
 }
 
-// readAddresses finds them in the log.
+// readAddresses finds them in what this process has written to the log.
 func (r *Replica) readAddresses(context.Context) error {
 	content, err := os.ReadFile(r.Log)
 	if err != nil {
 		return err
 	}
+	content = content[min(r.begun, int64(len(content))):]
 	for scanner := bufio.NewScanner(bytes.NewReader(content)); scanner.Scan(); {
 		if !bytes.Contains(scanner.Bytes(), []byte("trestle is up")) {
 			continue
