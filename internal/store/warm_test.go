@@ -8,7 +8,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/store"
 )
 
-// TestWarm: what batches without prebuilds may need is planned on as many
+// TestWarm: what batches may need is planned on as many
 // connections as were asked for, no more than there may be.
 func TestWarm(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -17,9 +17,9 @@ func TestWarm(t *testing.T) {
 		connections int
 		want        []int
 	}{
-		"with lifecycle":    {true, 4, 3, []int{0, 9, 9, 9}},
-		"without":           {false, 2, 1, []int{0, 9}},
-		"more than allowed": {false, 2, 5, []int{9, 9}},
+		"with lifecycle":    {true, 4, 3, []int{0, 17, 17, 17}},
+		"without":           {false, 2, 1, []int{0, 17}},
+		"more than allowed": {false, 2, 5, []int{17, 17}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newBench(t, func(c *store.Config) { c.Lifecycle, c.MaxConnections = test.lifecycle, test.max })
