@@ -261,6 +261,7 @@ func (a *actor) own(ctx context.Context, fence shard.Fence) error {
 }
 
 func (a *actor) release(ctx context.Context) error {
+	begun := time.Now()
 	a.d.mu.Lock()
 	if a.have.kind == haveFence {
 		a.have.kind = haveHalf
@@ -269,6 +270,7 @@ func (a *actor) release(ctx context.Context) error {
 	if err := a.d.cfg.Worker.Release(ctx, a.id); err != nil {
 		return err
 	}
+	a.log.Info("the shard is released: what was heard of it is written and published", "took", time.Since(begun))
 	a.d.mu.Lock()
 	defer a.d.mu.Unlock()
 	if a.have.kind == haveHalf {
