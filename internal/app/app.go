@@ -61,6 +61,13 @@ type Options struct {
 	SecondLook time.Duration
 }
 
+// On two lanes' connections and one more, statements are planned before a replica
+// takes part, but a start is not held up for it.
+const (
+	warmConnections = 3
+	warmLimit       = time.Second
+)
+
 // Run is the service. It returns after ctx has ended and everything heard
 // until then is written and published, or the shutdown's time limit is over;
 // the error wraps ErrIncomplete then.
@@ -119,7 +126,7 @@ func Run(ctx context.Context, o Options) error {
 	} else if err != nil {
 		return err
 	}
-	if err := db.Warm(ctx, cfg.Pipeline.Lanes+1); err != nil && ctx.Err() == nil {
+	if err := db.Warm(ctx, warmConnections, warmLimit); err != nil && ctx.Err() == nil {
 		log.Warn("statements could not be planned ahead; the first batches take longer", "error", err)
 	}
 

@@ -11,10 +11,12 @@ import (
 // Warm opens so many connections, fewer if the store has fewer, and has the
 // database plan on each of them every statement that a batch may need, which takes
 // it about a tenth of a second a connection. Otherwise the first batches wait for
-// it: those just after a hand-over. It writes nothing; after an error the store
-// works as well, but begins slowly.
-func (s *Store) Warm(ctx context.Context, connections int) (err error) {
-	defer s.metrics.done("warm", time.Now(), &err)
+// it: those just after a hand-over. It begins nothing more once that has taken as
+// long as limit. It writes nothing; after an error the store works as well, but
+// begins slowly.
+func (s *Store) Warm(ctx context.Context, connections int, limit time.Duration) (err error) {
+	begun := time.Now()
+	defer s.metrics.done("warm", begun, &err)
 	// All at once, so that they are different ones.
 	for range min(connections, int(s.pool.Config().MaxConns)) {
 		conn, err := s.pool.Acquire(ctx)
@@ -22,15 +24,15 @@ func (s *Store) Warm(ctx context.Context, connections int) (err error) {
 			return fmt.Errorf("connect: %w", err)
 		}
 		defer conn.Release()
-		if err := s.warm(ctx, conn); err != nil {
+		if err := s.warm(ctx, conn, begun.Add(limit)); err != nil {
 			return fmt.Errorf("plan statements ahead: %w", err)
 		}
 	}
 	return nil
 }
 
-// warm executes the statements with nothing to do.
-func (s *Store) warm(ctx context.Context, conn *pgxpool.Conn) error {
+// warm executes the statements with nothing to do, until a time.
+func (s *Store) warm(ctx context.Context, conn *pgxpool.Conn, until time.Time) error {
 	arrays := newEntryArrays()
 	none := func() [][]byte {
 		fences, _ := encodeFences(nil)
@@ -44,6 +46,9 @@ func (s *Store) warm(ctx context.Context, conn *pgxpool.Conn) error {
 		}
 	}
 	for _, in := range inputs {
+		if !time.Now().Before(until) {
+			return nil
+		}
 		if _, err := in.execute(ctx, conn.Conn(), 0); err != nil {
 			return err
 		}

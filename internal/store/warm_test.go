@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/trestle-bridge/trestle/internal/store"
 )
@@ -23,7 +24,7 @@ func TestWarm(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newBench(t, func(c *store.Config) { c.Lifecycle, c.MaxConnections = test.lifecycle, test.max })
-			if err := s.Warm(context.Background(), test.connections); err != nil {
+			if err := s.Warm(context.Background(), test.connections, time.Hour); err != nil {
 				t.Fatal(err)
 			}
 			planned, err := s.Planned(context.Background(), len(test.want))
