@@ -291,15 +291,15 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 		}
 		assigned = make(map[shard.ID]duty.Assigned, len(known))
 		for id := range known {
-			stored, found := v.Shards[id]
-			assigned[id] = duty.Assigned{Record: stored.Value.Record, Found: found, Exists: true}
+			_, found := v.Shards[id]
+			assigned[id] = duty.Assigned{Record: record(v, id), Found: found, Exists: true}
 			if !found {
 				missing = append(missing, id)
 			}
 		}
 		for id, stored := range v.Shards {
-			if r := &stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
-				assigned[id] = duty.Assigned{Record: *r, Found: true, Exists: true}
+			if r := stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
+				assigned[id] = duty.Assigned{Record: record(v, id), Found: true, Exists: true}
 			}
 		}
 	})
@@ -310,6 +310,16 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 		}
 	}
 	return assigned
+}
+
+// record is a shard's assignment as it is stored, or as it will be: a release
+// that its owner has said to be over names the next owner already.
+func record(v *table.View, id shard.ID) shard.Record {
+	r := v.Shards[id].Value.Record
+	if a := v.Answers[id][r.Owner].Value; a.Kind == table.Released {
+		return r.Succeeded(a.Attempt)
+	}
+	return r
 }
 
 func (c *Coordinator) exists() func(cluster string) bool {

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trestle-bridge/trestle/coordinator/kv"
+	"github.com/trestle-bridge/trestle/coordinator/kv/kvtest"
 	"github.com/trestle-bridge/trestle/coordinator/table"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -71,14 +73,17 @@ func (w *world) owners() map[shard.ID]string {
 	return owners
 }
 
-func (w *world) why(id shard.ID) []table.Past {
-	s, _ := w.nodes[0].c.State()
+func (w *world) why(id shard.ID) []table.Past { return w.stored(w.nodes[0], id).Moves }
+
+// stored is a shard's assignment as a replica has read it.
+func (w *world) stored(n *node, id shard.ID) table.Shard {
+	s, _ := n.c.State()
 	for _, sh := range s.Shards {
 		if sh.ID == id {
-			return sh.Stored.Moves
+			return sh.Stored
 		}
 	}
-	return nil
+	return table.Shard{}
 }
 
 func (w *world) node(name string) *node {
@@ -141,6 +146,60 @@ func TestPlannedMovesHaveNoGap(t *testing.T) {
 }
 
 // The test above finds a hand-over that does not wait for READY.
+// Once the owner has released, its successor writes also if the leader, which had
+// the shard released, does nothing more.
+func TestSuccessorDoesNotWaitForTheLeader(t *testing.T) {
+	in(t, 3, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		leader := w.leader()
+		var others []*node
+		for _, n := range w.nodes {
+			if n != leader {
+				others = append(others, n)
+			}
+		}
+		var id shard.ID
+		for at, owner := range w.owners() {
+			if owner == others[0].inc {
+				id = at
+			}
+		}
+		w.store.Observe(func(who kvtest.Faults, stored map[string]kv.Item, ops []kv.Op) {
+			w.check(who, stored, ops)
+			for _, op := range ops {
+				var next shard.Record
+				if op.Key == "/trestle/shards/"+id.String() && json.Unmarshal(op.Value, &next) == nil && next.Phase == shard.PhaseRelease {
+					leader.partition()
+				}
+			}
+		})
+		w.do(Command{Kind: CommandPin, Shard: id.String(), Replica: others[1].name})
+		time.Sleep(2 * time.Second)
+		w.db.mu.Lock()
+		last := w.db.last[id].fence
+		w.db.mu.Unlock()
+		if phase := w.stored(others[1], id).Phase; phase != shard.PhaseRelease {
+			t.Fatalf("the leader was to be cut off as it wrote the release, and the shard is %s", phase)
+		}
+		if last.Owner != others[1].inc {
+			t.Errorf("written by %s at epoch %d, and %s has released", last.Owner, last.Epoch, others[0].inc)
+		}
+		leader.heal()
+		time.Sleep(2 * time.Second)
+		w.calm(100 * time.Millisecond)
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+		if got := w.stored(others[1], id); got.Phase != shard.PhaseOwned || got.Fence(id) != last {
+			t.Errorf("the shard is left as %+v, and %+v writes it", got.Record, last)
+		}
+		moves := w.why(id)
+		if past := moves[len(moves)-1]; past.To != others[1].inc || past.Reason != shard.ReasonPin || past.Epoch != last.Epoch {
+			t.Errorf("the move is told as %+v, and was to epoch %d", past, last.Epoch)
+		}
+	})
+}
+
 func TestImpatientHandoverIsFound(t *testing.T) {
 	in(t, 6, func(t *testing.T, w *world) {
 		w.fleet("a", "b")

@@ -19,6 +19,10 @@ const maxEpoch Epoch = 1 << 60
 //
 // When the owner is lost, its next owner goes to RAISE at once, or the shard is
 // UNOWNED until a move names one.
+//
+// The next owner hears RELEASED together with the coordinator, and does not wait
+// until RAISE is stored (see Succeeded). Its claim may come first: then RELEASE
+// goes to OWNED.
 type Handover struct {
 	Record Record
 	limits Limits
@@ -163,6 +167,19 @@ func (h *Handover) back(why Abort, now time.Time) Outcome {
 	return Outcome{Plan: true, Aborted: why}
 }
 
+// Succeeded is the record of a shard after its owner has said, in answer to this
+// attempt, that it has released it. Nothing but that answer decides, so its next
+// owner need not wait until the coordinator has stored it: it may raise the fence
+// that the record grants. If the coordinator has decided otherwise meanwhile, its
+// next epoch is above that one. Any other record stays as it is.
+func (r Record) Succeeded(attempt int64) Record {
+	if r.Phase != PhaseRelease || r.Next == "" {
+		return r
+	}
+	h, _ := Handover{Record: r}.Step(Event{Kind: EventReleased, Replica: r.Owner, Attempt: attempt}, time.Time{})
+	return h.Record
+}
+
 // orphan leaves the shard without an owner until a plan names one.
 func (h *Handover) orphan(reason Reason, now time.Time) {
 	r := &h.Record
@@ -259,6 +276,10 @@ func (h *Handover) holds(e Event, now time.Time) Outcome {
 	}
 	if r.Phase == PhaseRetired || e.Epoch < r.Epoch {
 		return ignored(IgnoredLate)
+	}
+	if r.Phase == PhaseRelease && e.Replica == r.Next && e.Epoch == r.Epoch+1 {
+		// It has read itself that the owner has released.
+		h.grant(r.Next, r.Owner, r.Reason, now)
 	}
 	if e.Epoch > r.Epoch {
 		// The store of the assignments is older than the database, as it was

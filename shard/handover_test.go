@@ -327,6 +327,38 @@ func describe(h Handover, out Outcome, now time.Time) string {
 	return b.String()
 }
 
+// The next owner goes by the record that the coordinator is about to store, and
+// the coordinator hears its claim whether it has stored that or not.
+func TestSucceeded(t *testing.T) {
+	move := Event{Kind: EventMove, Replica: "b", Reason: ReasonUpgrade}
+	ready := Event{Kind: EventReady, Replica: "b", Attempt: 1}
+	h := Resume(Record{Phase: PhaseOwned, Owner: "a", Epoch: 4, Generation: 2}, Limits{}, t0)
+	for _, e := range []Event{move, ready} {
+		if got := h.Record.Succeeded(h.Record.Attempt); got != h.Record {
+			t.Errorf("%+v is taken for released: %+v", h.Record, got)
+		}
+		h, _ = h.Step(e, t0)
+	}
+	if got := h.Record.Succeeded(0); got != h.Record {
+		t.Errorf("released in another attempt, and taken for released: %+v", got)
+	}
+	read := h.Record.Succeeded(1)
+	released, _ := h.Step(Event{Kind: EventReleased, Replica: "a", Attempt: 1}, t0)
+	if read != released.Record || read.Owner != "b" || read.Epoch != 5 || !read.Handed {
+		t.Errorf("the next owner reads %+v, and the coordinator writes %+v", read, released.Record)
+	}
+	holds := Event{Kind: EventHolds, Replica: "b", Epoch: 5}
+	late, _ := released.Step(holds, t0)
+	early, out := h.Step(holds, t0)
+	if early != late || early.Record.Phase != PhaseOwned || early.Record.Reason != ReasonUpgrade || out.Aborted != "" || out.Sweep {
+		t.Errorf("heard first, the claim leads to %+v (%+v), else to %+v", early, out, late)
+	}
+	retiring := Record{Phase: PhaseRelease, Owner: "a", Epoch: 4, Attempt: 1}
+	if got := retiring.Succeeded(1); got != retiring {
+		t.Errorf("a shard that nobody is to have next goes on as %+v", got)
+	}
+}
+
 // Whether a shard was released in order is known until its new owner holds it,
 // also if the one before is gone by then.
 func TestHanded(t *testing.T) {

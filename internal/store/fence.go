@@ -10,9 +10,11 @@ import (
 	"github.com/trestle-bridge/trestle/shard"
 )
 
-// A raise is a pipeline of three statements, which is one transaction: each
-// sees what was committed before it began, so what is read after a lock was
-// waited for is what the lock's last holder left.
+// A raise is a pipeline of statements, which is one transaction: each sees what
+// was committed before it began, so what is read after a lock was waited for is
+// what the lock's last holder left. It does not wait for the disk, as the first
+// batch that is written under the fence does for both: a fence that is lost when
+// PostgreSQL crashes before that refuses the batch, and is raised again.
 const (
 	// Cuts keep raises of the same cluster out, and raises the writers that
 	// come next, which would otherwise pass a waiting update; see apply.sql.
@@ -51,6 +53,7 @@ func (s *Store) Raise(ctx context.Context, fence shard.Fence) (holds shard.Fence
 	name, cluster := fence.Shard.String(), fence.Shard.Cluster
 	holds = shard.Fence{Shard: fence.Shard}
 	var batch pgx.Batch
+	batch.Queue(lazySQL)
 	batch.Queue(raiseLockSQL, cluster, name)
 	batch.Queue(raiseSQL, name, cluster, int64(fence.Epoch), fence.Owner, fence.Generation)
 	batch.Queue(holderSQL, name, cluster).QueryRow(func(row pgx.Row) error {

@@ -134,6 +134,9 @@ CROSS JOIN LATERAL (
 ) found
 WHERE o.ctid = found.place`
 
+// lazySQL lets its transaction commit without waiting for the disk.
+const lazySQL = `SELECT set_config('synchronous_commit', 'off', true)`
+
 // DeleteOutbox deletes rows that have been published; rows that are gone are
 // none of its concern. It does not wait for the disk: a delete that is lost
 // makes a publish come again, no more.
@@ -150,7 +153,7 @@ func (s *Store) DeleteOutbox(ctx context.Context, refs []OutboxRef) (err error) 
 	}
 	// A pipeline of two is one transaction and one round trip.
 	var batch pgx.Batch
-	batch.Queue("SELECT set_config('synchronous_commit', 'off', true)")
+	batch.Queue(lazySQL)
 	batch.Queue(deleteOutboxSQL, shards, epochs, seqs, lanes, owners)
 	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("delete %d published rows of the outbox: %w", len(refs), err)
