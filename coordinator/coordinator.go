@@ -96,6 +96,9 @@ type Timing struct {
 	Planner shard.Settings
 	// WeighEvery is how often the leader reckons weights; 15 s.
 	WeighEvery time.Duration
+	// Quiet is how long a replica that has handed over stays at most while others
+	// have not; 2.5 s.
+	Quiet time.Duration
 	// MovesAtOnce is how many planned moves to one replica go on at once; 8.
 	MovesAtOnce int
 }
@@ -156,6 +159,7 @@ func (cfg *Config) complete() error {
 	fill(&t.Stale, 2*time.Second)
 	fill(&t.Report, 5*time.Second)
 	fill(&t.Probe, 500*time.Millisecond)
+	fill(&t.Quiet, 2500*time.Millisecond)
 	fill(&t.Planner.Lease, cfg.Lease)
 	if cfg.Measure == nil {
 		cfg.Measure = func() map[shard.ID]Measured { return nil }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -772,6 +773,42 @@ func TestLastLeaves(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	})
+}
+
+// Who has nothing to hand over stays while others, told to stop a little later, do.
+func TestLeavesWhenAllHaveHandedOver(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		idle, last, stays := w.node("a"), w.node("b"), w.node("c")
+		w.do(Command{Kind: CommandDrain, Replica: idle.name})
+		time.Sleep(10 * time.Second)
+		if held := idle.c.Held(); len(held) > 0 || len(last.c.Held()) == 0 {
+			t.Fatalf("the drained one holds %v, the other %v", held, last.c.Held())
+		}
+		var leaving sync.WaitGroup
+		leave := func(n *node) {
+			leaving.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				defer cancel()
+				if err := n.c.Leave(ctx); err != nil {
+					t.Errorf("%s: %v", n.inc, err)
+				}
+				for _, id := range w.shards() {
+					if r := w.stored(stays, id); r.Owner != stays.inc || r.Phase != shard.PhaseOwned {
+						t.Errorf("%s has left while %s is %+v", n.inc, id, r.Record)
+					}
+				}
+			})
+		}
+		leave(idle)
+		time.Sleep(100 * time.Millisecond) // shorter than a hand-over takes
+		leave(last)
+		leaving.Wait()
+		for _, n := range []*node{idle, last} {
+			n.stop()
+		}
+		w.calm(100 * time.Millisecond)
 	})
 }
 

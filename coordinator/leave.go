@@ -18,7 +18,8 @@ var (
 	ErrNotReleased = errors.New("not all shards were released")
 )
 
-// Leave hands all shards over and gives the lease up, within ctx. What cannot
+// Leave hands all shards over and gives the lease up, within ctx, a little later
+// if other shards are changing hands. What cannot
 // be handed over in three quarters of the time, or because nobody else is
 // there, or because all moves are frozen, is written out and released.
 // Afterwards this replica takes nothing more; Run is to be ended then. Errors:
@@ -35,6 +36,9 @@ func (c *Coordinator) Leave(ctx context.Context) error {
 	c.announced(handing)
 	left, alone := c.handOver(handing)
 	unreleased := c.duties.End(ctx)
+	if !alone {
+		c.quiet(handing)
+	}
 	c.left.Store(true)
 	// The keys go at once, so that the others need not wait for the lease.
 	err := c.link.GiveUp(context.WithoutCancel(ctx))
@@ -70,6 +74,40 @@ func (c *Coordinator) announced(ctx context.Context) {
 		}
 		wait(ctx, 100*time.Millisecond, changed)
 	}
+}
+
+// quiet waits until others have handed over, too, or for as long as that should
+// take. When a process ends, what it ran in is taken down, and that costs its
+// machine processor time just when updates wait for shards that change hands. A
+// moment passes in any case, as several are often told to stop at once.
+func (c *Coordinator) quiet(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Quiet)
+	defer cancel()
+	if c.link.Trusted() {
+		wait(ctx, c.cfg.Timing.Quiet/5, nil)
+	}
+	for ctx.Err() == nil && c.link.Trusted() {
+		changed := c.link.Changed()
+		if !c.unrest() {
+			return
+		}
+		wait(ctx, 100*time.Millisecond, changed)
+	}
+}
+
+// unrest says whether a shard changes hands, or is about to.
+func (c *Coordinator) unrest() (unrest bool) {
+	c.link.Look(func(v *table.View) {
+		for _, stored := range v.Shards {
+			switch r := stored.Value.Record; r.Phase {
+			case shard.PhasePrepare, shard.PhaseRelease, shard.PhaseRaise:
+				unrest = true
+			default:
+				unrest = unrest || v.Members[r.Owner].Value.Draining
+			}
+		}
+	})
+	return unrest
 }
 
 // handOver waits until no shard is here any more, or nobody else could take

@@ -65,7 +65,17 @@ func values(t *testing.T, documents ...string) map[string]any {
 
 // render gives the files that a release would have.
 func render(c *chart.Chart, v map[string]any) (map[string]string, error) {
-	r, err := chartutil.ToRenderValues(c, v, chartutil.ReleaseOptions{Name: "trestle", Namespace: "bridge", IsInstall: true, Revision: 1}, chartutil.DefaultCapabilities)
+	return renderFor("v1.35.0", c, v)
+}
+
+func renderFor(version string, c *chart.Chart, v map[string]any) (map[string]string, error) {
+	kube, err := chartutil.ParseKubeVersion(version)
+	if err != nil {
+		return nil, err
+	}
+	capabilities := chartutil.DefaultCapabilities.Copy()
+	capabilities.KubeVersion = *kube
+	r, err := chartutil.ToRenderValues(c, v, chartutil.ReleaseOptions{Name: "trestle", Namespace: "bridge", IsInstall: true, Revision: 1}, capabilities)
 	if err != nil {
 		return nil, err
 	}
@@ -217,8 +227,29 @@ func checkPods(t *testing.T, names []string, all []runtime.Object) {
 	}
 }
 
+// A Kubernetes that cannot sleep before it stops a pod is not asked to.
+func TestDeploymentWithoutDelay(t *testing.T) {
+	for _, c := range []struct{ version, values string }{{"v1.29.4", `{}`}, {"v1.35.0", `{shutdown: {delaySeconds: 0}}`}} {
+		files, err := renderFor(c.version, load(t), values(t, required, c.values))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := objects(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range all {
+			if d, is := o.(*appsv1.Deployment); is {
+				if pod := d.Spec.Template.Spec; pod.Containers[0].Lifecycle != nil || *pod.TerminationGracePeriodSeconds != 75 {
+					t.Errorf("%s, %s: %v, then %d s", c.version, c.values, pod.Containers[0].Lifecycle, *pod.TerminationGracePeriodSeconds)
+				}
+			}
+		}
+	}
+}
+
 func TestDeployment(t *testing.T) {
-	files, err := render(load(t), values(t, required, `{shutdown: {drainSeconds: 100}}`))
+	files, err := render(load(t), values(t, required, `{shutdown: {delaySeconds: 7, drainSeconds: 100}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,8 +260,11 @@ func TestDeployment(t *testing.T) {
 	for _, o := range all {
 		switch o := o.(type) {
 		case *appsv1.Deployment:
-			if got := *o.Spec.Template.Spec.TerminationGracePeriodSeconds; got != 115 {
-				t.Errorf("a grace period of %d s for a drain of 100", got)
+			if got := *o.Spec.Template.Spec.TerminationGracePeriodSeconds; got != 122 {
+				t.Errorf("a grace period of %d s for a drain of 100 after 7", got)
+			}
+			if l := o.Spec.Template.Spec.Containers[0].Lifecycle; l == nil || l.PreStop.Sleep.Seconds != 7 {
+				t.Errorf("before it stops: %v", l)
 			}
 			if o.Spec.Template.Labels["component"] != "ws-manager-bridge" {
 				t.Error("the operator CLI would not find the pods")
@@ -277,6 +311,8 @@ func TestRefused(t *testing.T) {
 		{`{image: {pullPolicy: Sometimes}}`, "pullPolicy"},
 		{`{image: {digest: abc}}`, "digest"},
 		{`{shutdown: {drainSeconds: 0}}`, "drainSeconds"},
+		{`{shutdown: {delaySeconds: -1}}`, "delaySeconds"},
+		{`{minReadySeconds: 5s}`, "minReadySeconds"},
 		{`{podDisruptionBudget: {maxUnavailable: 0}}`, "maxUnavailable"},
 		{`{autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 2}}`, "minReplicas"},
 		{`{monitoring: {serviceMonitor: {interval: 15}}}`, "interval"},

@@ -245,7 +245,7 @@ func (w *world) settled(count int) []pod {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("%d replicas that carry all clusters did not come about: %d pods, %d ready, %d clusters carried", count, len(pods), ready, carried)
 		}
-		w.pause(time.Second)
+		w.pause(3 * time.Second) // a look costs processor time that pods share
 	}
 }
 

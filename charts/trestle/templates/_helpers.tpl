@@ -30,6 +30,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 component: ws-manager-bridge
 {{- end -}}
 
+{{/* Seconds to wait before the hand-over; earlier versions cannot sleep without a shell. */}}
+{{- define "trestle.delay" -}}
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version -}}
+{{- .Values.shutdown.delaySeconds -}}
+{{- else -}}
+0
+{{- end -}}
+{{- end -}}
+
 {{- define "trestle.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
