@@ -296,14 +296,14 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 		assigned = make(map[shard.ID]duty.Assigned, len(known))
 		for id := range known {
 			_, found := v.Shards[id]
-			assigned[id] = duty.Assigned{Record: record(v, id), Found: found, Exists: true}
+			assigned[id] = duty.Assigned{Record: c.record(v, id), Found: found, Exists: true}
 			if !found {
 				missing = append(missing, id)
 			}
 		}
 		for id, stored := range v.Shards {
 			if r := stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
-				assigned[id] = duty.Assigned{Record: record(v, id), Found: true, Exists: true}
+				assigned[id] = duty.Assigned{Record: c.record(v, id), Found: true, Exists: true}
 			}
 		}
 	})
@@ -316,11 +316,12 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 	return assigned
 }
 
-// record is a shard's assignment as it is stored, or as it will be: a release
-// that its owner has said to be over names the next owner already.
-func record(v *table.View, id shard.ID) shard.Record {
+// record is a shard's assignment as it is stored or, for its next owner, as it
+// will be once the leader has read that the owner has released. The owner goes by
+// what is stored: it has to say so until the leader has read it.
+func (c *Coordinator) record(v *table.View, id shard.ID) shard.Record {
 	r := v.Shards[id].Value.Record
-	if a := v.Answers[id][r.Owner].Value; a.Kind == table.Released {
+	if a := v.Answers[id][r.Owner].Value; r.Next == c.me() && a.Kind == table.Released {
 		return r.Succeeded(a.Attempt)
 	}
 	return r

@@ -169,6 +169,9 @@ func TestSuccessorDoesNotWaitForTheLeader(t *testing.T) {
 			w.check(who, stored, ops)
 			for _, op := range ops {
 				var next shard.Record
+				if op.Key == "/trestle/answers/"+others[0].inc+"/"+id.String() && op.Delete && leader.isCut() {
+					w.fault("%s takes its answer back before the leader can have read it", others[0].inc)
+				}
 				if op.Key == "/trestle/shards/"+id.String() && json.Unmarshal(op.Value, &next) == nil && next.Phase == shard.PhaseRelease {
 					leader.partition()
 				}
@@ -184,6 +187,9 @@ func TestSuccessorDoesNotWaitForTheLeader(t *testing.T) {
 		}
 		if last.Owner != others[1].inc {
 			t.Errorf("written by %s at epoch %d, and %s has released", last.Owner, last.Epoch, others[0].inc)
+		}
+		if !others[1].c.HandedOver(id) {
+			t.Error("whether the owner has released is not known any more")
 		}
 		leader.heal()
 		time.Sleep(2 * time.Second)

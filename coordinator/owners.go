@@ -57,7 +57,7 @@ func (c *Coordinator) OwnerDeaf(id shard.ID) (deaf bool) {
 // owner before, rather than lost.
 func (c *Coordinator) HandedOver(id shard.ID) (handed bool) {
 	c.link.Look(func(v *table.View) {
-		r := record(v, id)
+		r := c.record(v, id)
 		handed = r.Owner == c.me() && r.Phase == shard.PhaseRaise && r.Handed
 	})
 	return handed

@@ -355,6 +355,12 @@ func (n *node) partition() {
 	}
 }
 
+func (n *node) isCut() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cut != nil
+}
+
 func (n *node) heal() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
