@@ -65,8 +65,11 @@ func values(t *testing.T, documents ...string) map[string]any {
 
 // render gives the files that a release would have.
 func render(c *chart.Chart, v map[string]any) (map[string]string, error) {
-	return renderFor("v1.35.0", c, v)
+	return renderFor(kubernetes, c, v)
 }
+
+// kubernetes is the version for which charts are rendered.
+const kubernetes = "v1.35.0"
 
 func renderFor(version string, c *chart.Chart, v map[string]any) (map[string]string, error) {
 	kube, err := chartutil.ParseKubeVersion(version)
@@ -227,29 +230,10 @@ func checkPods(t *testing.T, names []string, all []runtime.Object) {
 	}
 }
 
-// A Kubernetes that cannot sleep before it stops a pod is not asked to.
-func TestDeploymentWithoutDelay(t *testing.T) {
-	for _, c := range []struct{ version, values string }{{"v1.29.4", `{}`}, {"v1.35.0", `{shutdown: {delaySeconds: 0}}`}} {
-		files, err := renderFor(c.version, load(t), values(t, required, c.values))
-		if err != nil {
-			t.Fatal(err)
-		}
-		all, err := objects(files)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, o := range all {
-			if d, is := o.(*appsv1.Deployment); is {
-				if pod := d.Spec.Template.Spec; pod.Containers[0].Lifecycle != nil || *pod.TerminationGracePeriodSeconds != 75 {
-					t.Errorf("%s, %s: %v, then %d s", c.version, c.values, pod.Containers[0].Lifecycle, *pod.TerminationGracePeriodSeconds)
-				}
-			}
-		}
-	}
-}
-
-func TestDeployment(t *testing.T) {
-	files, err := render(load(t), values(t, required, `{shutdown: {delaySeconds: 7, drainSeconds: 100}}`))
+// release gives the objects of a release on a version of Kubernetes.
+func release(t *testing.T, version, given string) []runtime.Object {
+	t.Helper()
+	files, err := renderFor(version, load(t), values(t, required, given))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,6 +241,29 @@ func TestDeployment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return all
+}
+
+// A Kubernetes that cannot sleep before it stops a pod is not asked to.
+func TestDeploymentWithoutDelay(t *testing.T) {
+	for _, c := range []struct{ version, values string }{{"v1.29.4", `{}`}, {kubernetes, `{shutdown: {delaySeconds: 0}}`}} {
+		deployments := 0
+		for _, o := range release(t, c.version, c.values) {
+			if d, is := o.(*appsv1.Deployment); is {
+				deployments++
+				if pod := d.Spec.Template.Spec; pod.Containers[0].Lifecycle != nil || *pod.TerminationGracePeriodSeconds != 75 {
+					t.Errorf("%s, %s: %v, then %d s", c.version, c.values, pod.Containers[0].Lifecycle, *pod.TerminationGracePeriodSeconds)
+				}
+			}
+		}
+		if deployments != 1 {
+			t.Errorf("%s, %s: %d deployments", c.version, c.values, deployments)
+		}
+	}
+}
+
+func TestDeployment(t *testing.T) {
+	all := release(t, kubernetes, `{shutdown: {delaySeconds: 7, drainSeconds: 100}}`)
 	for _, o := range all {
 		switch o := o.(type) {
 		case *appsv1.Deployment:
