@@ -302,7 +302,7 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 			}
 		}
 		for id, stored := range v.Shards {
-			if r := stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
+			if r := &stored.Value.Record; r.Owner == c.me() || r.Next == c.me() {
 				assigned[id] = duty.Assigned{Record: c.record(v, id), Found: true, Exists: true}
 			}
 		}
@@ -321,7 +321,10 @@ func (c *Coordinator) assigned() map[shard.ID]duty.Assigned {
 // what is stored: it has to say so until the leader has read it.
 func (c *Coordinator) record(v *table.View, id shard.ID) shard.Record {
 	r := v.Shards[id].Value.Record
-	if a := v.Answers[id][r.Owner].Value; r.Next == c.me() && a.Kind == table.Released {
+	if r.Next != c.me() {
+		return r
+	}
+	if a := v.Answers[id][r.Owner].Value; a.Kind == table.Released {
 		return r.Succeeded(a.Attempt)
 	}
 	return r

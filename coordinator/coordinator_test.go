@@ -147,6 +147,24 @@ func TestPlannedMovesHaveNoGap(t *testing.T) {
 }
 
 // The test above finds a hand-over that does not wait for READY.
+func TestImpatientHandoverIsFound(t *testing.T) {
+	in(t, 6, func(t *testing.T, w *world) {
+		w.fleet("a", "b")
+		for _, n := range w.nodes {
+			n.mu.Lock()
+			n.impatient = true
+			n.mu.Unlock()
+		}
+		if err := w.node("a").leave(20 * time.Second); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if gap := w.gap(); gap < unbroken {
+			t.Errorf("the longest pause was %v", gap)
+		}
+	})
+}
+
 // Once the owner has released, its successor writes also if the leader, which had
 // the shard released, does nothing more.
 func TestSuccessorDoesNotWaitForTheLeader(t *testing.T) {
@@ -203,24 +221,6 @@ func TestSuccessorDoesNotWaitForTheLeader(t *testing.T) {
 		moves := w.why(id)
 		if past := moves[len(moves)-1]; past.To != others[1].inc || past.Reason != shard.ReasonPin || past.Epoch != last.Epoch {
 			t.Errorf("the move is told as %+v, and was to epoch %d", past, last.Epoch)
-		}
-	})
-}
-
-func TestImpatientHandoverIsFound(t *testing.T) {
-	in(t, 6, func(t *testing.T, w *world) {
-		w.fleet("a", "b")
-		for _, n := range w.nodes {
-			n.mu.Lock()
-			n.impatient = true
-			n.mu.Unlock()
-		}
-		if err := w.node("a").leave(20 * time.Second); err != nil {
-			t.Error(err)
-		}
-		time.Sleep(time.Second)
-		if gap := w.gap(); gap < unbroken {
-			t.Errorf("the longest pause was %v", gap)
 		}
 	})
 }

@@ -19,9 +19,9 @@ var (
 )
 
 // Leave hands all shards over and gives the lease up, within ctx, a little later
-// if other shards are changing hands. What cannot
-// be handed over in three quarters of the time, or because nobody else is
-// there, or because all moves are frozen, is written out and released.
+// if other shards are changing hands. What cannot be handed over in three quarters
+// of the time, or because nobody else is there, or because all moves are frozen,
+// is written out and released.
 // Afterwards this replica takes nothing more; Run is to be ended then. Errors:
 // ErrNotHandedOver (unless there was nobody to hand over to, or a freeze),
 // ErrNotReleased.
@@ -62,14 +62,20 @@ func (c *Coordinator) Leave(ctx context.Context) error {
 func (c *Coordinator) announced(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Call)
 	defer cancel()
+	c.until(ctx, func(v *table.View) bool {
+		roster, listed := v.Roster[c.me()]
+		return !v.Leader.Exists() || !listed || roster.Value.Draining
+	})
+}
+
+// until waits for the table to be as wanted, as long as it can be trusted and ctx
+// lasts.
+func (c *Coordinator) until(ctx context.Context, wanted func(*table.View) bool) {
 	for ctx.Err() == nil {
 		changed := c.link.Changed()
-		pending := false
-		c.link.Look(func(v *table.View) {
-			roster, listed := v.Roster[c.me()]
-			pending = v.Leader.Exists() && listed && !roster.Value.Draining
-		})
-		if !pending || !c.link.Trusted() {
+		reached := false
+		c.link.Look(func(v *table.View) { reached = wanted(v) })
+		if reached || !c.link.Trusted() {
 			return
 		}
 		wait(ctx, 100*time.Millisecond, changed)
@@ -86,28 +92,22 @@ func (c *Coordinator) quiet(ctx context.Context) {
 	if c.link.Trusted() {
 		wait(ctx, c.cfg.Timing.Quiet/5, nil)
 	}
-	for ctx.Err() == nil && c.link.Trusted() {
-		changed := c.link.Changed()
-		if !c.unrest() {
-			return
-		}
-		wait(ctx, 100*time.Millisecond, changed)
-	}
+	c.until(ctx, calm)
 }
 
-// unrest says whether a shard changes hands, or is about to.
-func (c *Coordinator) unrest() (unrest bool) {
-	c.link.Look(func(v *table.View) {
-		for _, stored := range v.Shards {
-			switch r := stored.Value.Record; r.Phase {
-			case shard.PhasePrepare, shard.PhaseRelease, shard.PhaseRaise:
-				unrest = true
-			default:
-				unrest = unrest || v.Members[r.Owner].Value.Draining
+// calm says that no shard changes hands, or is about to.
+func calm(v *table.View) bool {
+	for _, stored := range v.Shards {
+		switch r := &stored.Value.Record; r.Phase {
+		case shard.PhasePrepare, shard.PhaseRelease, shard.PhaseRaise:
+			return false
+		default:
+			if v.Members[r.Owner].Value.Draining {
+				return false
 			}
 		}
-	})
-	return unrest
+	}
+	return true
 }
 
 // handOver waits until no shard is here any more, or nobody else could take

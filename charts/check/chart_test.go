@@ -263,8 +263,7 @@ func TestDeploymentWithoutDelay(t *testing.T) {
 }
 
 func TestDeployment(t *testing.T) {
-	all := release(t, kubernetes, `{shutdown: {delaySeconds: 7, drainSeconds: 100}}`)
-	for _, o := range all {
+	for _, o := range release(t, kubernetes, `{shutdown: {delaySeconds: 7, drainSeconds: 100}}`) {
 		switch o := o.(type) {
 		case *appsv1.Deployment:
 			if got := *o.Spec.Template.Spec.TerminationGracePeriodSeconds; got != 122 {
