@@ -13,7 +13,7 @@ BUILDFLAGS := -buildvcs=false
 LDFLAGS := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
 # Where concurrency is the point, tests run under the race detector.
-RACED := ^github.com/trestle-bridge/trestle/(pipeline|coordinator|internal/(upstream|store|publish|app))(/|$$)
+RACED := ^github.com/trestle-bridge/trestle/(pipeline|coordinator|internal/(bubbletest|upstream|store|publish|app))(/|$$)
 
 FUZZTIME ?= 10s
 TEST_TIMEOUT ?= 8m

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -17,6 +16,7 @@ import (
 	"github.com/trestle-bridge/trestle/coordinator/kv"
 	"github.com/trestle-bridge/trestle/coordinator/kv/kvtest"
 	"github.com/trestle-bridge/trestle/coordinator/table"
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/shard"
 )
 
@@ -99,7 +99,7 @@ func (w *world) node(name string) *node {
 }
 
 func in(t *testing.T, clusters int, test func(t *testing.T, w *world)) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, clusters)
 		defer w.end()
 		test(t, w)

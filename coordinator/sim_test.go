@@ -8,10 +8,10 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/trestle-bridge/trestle/coordinator/kv/kvtest"
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 )
 
 var (
@@ -48,7 +48,7 @@ func TestSoak(t *testing.T) {
 
 func simulate(t *testing.T, seed uint64) {
 	t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		bubbletest.Test(t, func(t *testing.T) {
 			w := newWorld(t, seed, 2+int(seed%9))
 			s := &script{w: w, pick: rand.New(rand.NewPCG(seed, 17))}
 			defer func() {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/event"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
@@ -97,7 +98,7 @@ func TestDeletesOfTheOutboxThatFail(t *testing.T) {
 		"by turns by the recovery": {[]failure{failBefore, failAfter, failBefore}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubbletest.Test(t, func(t *testing.T) {
 				db := &forgetful{fakeStore: newFakeStore()}
 				publisher := &fakePublisher{fail: func(attempt int) bool { return attempt <= c.publishes }}
 				in, stop := ownForgetful(t, db, publisher)
@@ -126,7 +127,7 @@ func TestDeletesOfTheOutboxThatFail(t *testing.T) {
 // the publisher slow or the delete in vain at first; nothing more has to
 // happen for it.
 func TestQuietLaneEmptiesTheOutbox(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		db := &forgetful{fakeStore: newFakeStore(), how: []failure{failBefore}}
 		in, stop := ownForgetful(t, db, &slow{takes: 3 * time.Second})
 		defer stop()

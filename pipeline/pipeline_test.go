@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/upstream"
@@ -267,7 +268,7 @@ func TestRememberedPoison(t *testing.T) {
 func TestOutageLosesNothing(t *testing.T) {
 	for seed := range uint64(40) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubbletest.Test(t, func(t *testing.T) {
 				random := rand.New(rand.NewPCG(seed, 1))
 				db, publisher := newFakeStore(), &fakePublisher{}
 				fails := random.IntN(30)
@@ -375,7 +376,7 @@ func TestOrphanedOutboxGoesFirst(t *testing.T) {
 // TestRemovedMeanwhileIsNotToldAgain: a recovery has read a row that was published
 // already, and before it looks, the lane removes it.
 func TestRemovedMeanwhileIsNotToldAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}
 		b := newBench(t, db, publisher, Config{})
 		in := b.own(t, "eu01")
@@ -440,7 +441,7 @@ func TestRecoveredMeanwhileIsNotToldAgain(t *testing.T) {
 }
 
 func TestClosedShardPublishesNoMore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}
 		publisher.fail = func(int) bool { return true }
 		b := newBench(t, db, publisher, Config{})
@@ -469,7 +470,7 @@ func TestClosedShardPublishesNoMore(t *testing.T) {
 // and replaced meanwhile. What it has to tell the successor has told, with
 // something newer after it.
 func TestPhantomPublishesNoMore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}
 		b := newBench(t, db, publisher, Config{Lanes: 1})
 		in := b.own(t, "eu01")
@@ -534,7 +535,7 @@ func TestRefusedShardLosesItsOwnOnly(t *testing.T) {
 }
 
 func TestUnknownIsAskedForAgainAfterAWhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}
 		b := newBench(t, db, publisher, Config{})
 		in := b.own(t, "eu01")

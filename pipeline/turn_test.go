@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -33,7 +34,7 @@ func withOneUnderWay(t *testing.T) (*fakeStore, *Intake) {
 // TestSmallBatchesTakeTurns: while a small batch is under way, what another lane
 // hears goes into one batch that begins when that one ends.
 func TestSmallBatchesTakeTurns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		db, in := withOneUnderWay(t)
 		for _, id := range inLane(1, 3) {
 			offer(t, in, heard(t, id, 1, "x"))
@@ -65,7 +66,7 @@ func TestTurnIsNotWaitedForInVain(t *testing.T) {
 		"much":   {smallBatch, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubbletest.Test(t, func(t *testing.T) {
 				db, in := withOneUnderWay(t)
 				begin := time.Now()
 				for _, id := range inLane(1, test.count) {

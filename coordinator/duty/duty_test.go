@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trestle-bridge/trestle/coordinator/table"
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/shard"
 )
 
@@ -55,7 +56,7 @@ func (s *stage) Cut(context.Context, string, int64, int) error             { ret
 // play runs Duties on a stage; expect reads what was done, and answered what is
 // said then.
 func play(t *testing.T, script func(s *stage, d *Duties, assign func(shard.Record), expect func(what ...string), said func(table.Answer))) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		s := &stage{did: make(chan string), signals: make(chan Signal), fails: map[string]error{}, hangs: map[string]bool{}}
 		d, err := New(Config{Incarnation: "me", Worker: s, Fences: s, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {

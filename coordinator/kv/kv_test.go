@@ -3,13 +3,13 @@ package kv_test
 import (
 	"crypto/rand"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/trestle-bridge/trestle/coordinator/kv"
 	"github.com/trestle-bridge/trestle/coordinator/kv/kvtest"
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/devstack/devstacktest"
 )
 
@@ -51,7 +51,7 @@ func TestFake(t *testing.T) {
 
 // In a bubble the fake's leases take no time of ours.
 func TestFakeInBubble(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		store := kvtest.New().Client(nil)
 		lease, _, err := store.Grant(t.Context(), time.Hour)
 		if err != nil {

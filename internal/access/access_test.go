@@ -18,6 +18,8 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -123,7 +125,7 @@ func TestTokenFileIsReadAgain(t *testing.T) {
 		t.Fatalf("a file that is not there: %v", err)
 	}
 	write(vera.Line())
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		log := &bytes.Buffer{}
 		a, err := New(Config{TokenFile: path, Logger: slog.New(slog.NewTextHandler(log, nil))})
 		if err != nil {
@@ -201,7 +203,7 @@ func TestEverybodyAndNobody(t *testing.T) {
 }
 
 func TestLimiter(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		l, err := NewLimiter(Limits{PerSecond: 2, AtOnce: 3, InAll: 4})
 		if err != nil {
 			t.Fatal(err)
@@ -244,7 +246,7 @@ func TestLimiter(t *testing.T) {
 }
 
 func TestFloodIsToldOfOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		l, err := NewLimiter(Limits{PerSecond: 1e-9, AtOnce: 1, InAll: 1})
 		if err != nil {
 			t.Fatal(err)

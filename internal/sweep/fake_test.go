@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/event"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
@@ -142,7 +143,7 @@ func (w *world) sweeper() (*Sweeper, *prometheus.Registry) {
 // bubble runs a test in a bubble of time, with a sweeper that leads until the
 // test ends. The first rounds are asked for, so that they begin at once.
 func bubble(t *testing.T, prepare func(*world), test func(*world, *Sweeper, *prometheus.Registry)) {
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		prepare(w)
 		s, registry := w.sweeper()

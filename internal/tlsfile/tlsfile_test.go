@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/loadtest/sim"
 )
 
@@ -113,7 +114,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 	d.write(d.Certificate, first.Cert)
 	d.write(d.Key, first.Key)
 	now := time.Now() // when the certificates are good
-	synctest.Test(t, func(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(now))
 		log := &bytes.Buffer{}
 		d.Logger = slog.New(slog.NewTextHandler(log, nil))
