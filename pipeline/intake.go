@@ -33,8 +33,8 @@ type Intake struct {
 	// says limits how often one cluster's oddities are logged.
 	says *rate.Limiter
 
-	// queues holds one queue a lane, each guarded by its lane's mutex.
-	queues []queue
+	// queue is guarded by the backlog's mutex.
+	queue queue
 	// generation counts the subscriptions of the stream.
 	generation atomic.Uint32
 	// fence is nil while buffering. It is set under mu.
@@ -51,15 +51,15 @@ type Intake struct {
 	recoveries atomic.Uint64
 	fenced     chan struct{}
 
-	// mu guards what follows. It may be taken under a lane's mutex, never the
-	// other way round.
+	// mu guards what follows. It may be taken under the backlog's mutex, never
+	// the other way round.
 	mu sync.Mutex
 	// behind says that the outbox holds rows of this shard that are to be
 	// published before anything else of it; who commits leaves the outbox
 	// to the recovery and says so in dirty.
 	behind, dirty, recovering bool
 	// publishing counts the publishes under way past the outbox, unpublished
-	// those that wait in a lane.
+	// those that wait in the outlet.
 	publishing, unpublished int
 	// published are outbox rows that were published and may still be there.
 	published map[store.OutboxRef]struct{}
@@ -88,7 +88,6 @@ func newIntake(p *Pipeline, id shard.ID, tag uint32) *Intake {
 		metrics:   p.metrics.intake(id.Cluster),
 		log:       p.cfg.Logger.With("cluster", id.Cluster, "shard", id.String()),
 		says:      rate.NewLimiter(10, 50),
-		queues:    make([]queue, p.cfg.Lanes),
 		fenced:    make(chan struct{}),
 		published: make(map[store.OutboxRef]struct{}),
 		changed:   make(chan struct{}),
@@ -107,15 +106,7 @@ func (in *Intake) Offered() uint64 { return in.offered.Load() }
 
 // Oldest gives when the oldest update was heard that is not committed yet;
 // zero if there is none.
-func (in *Intake) Oldest() time.Time {
-	var oldest time.Time
-	for _, l := range in.p.lanes {
-		if t := l.oldest(in); !t.IsZero() && (oldest.IsZero() || t.Before(oldest)) {
-			oldest = t
-		}
-	}
-	return oldest
-}
+func (in *Intake) Oldest() time.Time { return in.p.backlog.oldest(in) }
 
 // Behind says whether the shard's messages are published from the outbox
 // rather than as they are committed.
@@ -149,8 +140,8 @@ func (in *Intake) Offer(h status.Heard) error {
 		return nil
 	}
 	in.offered.Add(1)
-	l := in.p.lanes[shard.Lane(h.ID, len(in.p.lanes))]
-	verdict, kind := l.judge(in, h)
+	b := in.p.backlog
+	verdict, kind := b.judge(in, h)
 	switch verdict {
 	case verdictFresh:
 	case verdictFull:
@@ -165,12 +156,12 @@ func (in *Intake) Offer(h status.Heard) error {
 	change, err := in.p.cfg.Rules.Change(h)
 	if err != nil {
 		in.Invalid(err)
-		l.noteInvalid(in, h)
+		b.noteInvalid(in, h)
 		return nil
 	}
 	decoded := kindOf(change.Kind)
 	in.metrics.started(decoded)
-	if !l.add(in, h, change) {
+	if !b.add(in, h, change) {
 		in.metrics.known(true, 1)
 		in.metrics.completed(decoded, outcomeSkipped, h.At)
 		return nil
@@ -228,8 +219,7 @@ func (in *Intake) Partial() bool {
 // before the first Offer.
 func (in *Intake) Remember(poison []store.Poison) {
 	for _, row := range slices.Backward(poison) {
-		l := in.p.lanes[shard.Lane(row.Instance, len(in.p.lanes))]
-		l.remember(in, row)
+		in.p.backlog.remember(in, row)
 	}
 }
 
@@ -244,16 +234,7 @@ func (in *Intake) Recall(read func(limit int) ([]store.InstanceVersion, error)) 
 	in.mu.Unlock()
 	// The other half is for what the other shards have heard.
 	rows, err := read(max(in.p.cfg.DedupEntries/2, 1))
-	byLane := make([][]store.InstanceVersion, len(in.p.lanes))
-	for _, row := range rows {
-		if in.id.Contains(row.ID) {
-			i := shard.Lane(row.ID, len(in.p.lanes))
-			byLane[i] = append(byLane[i], row)
-		}
-	}
-	for i, rows := range byLane {
-		in.p.lanes[i].recall(in, rows)
-	}
+	in.p.backlog.recall(in, rows)
 	in.mu.Lock()
 	forgotten := in.forgotten
 	in.recalling, in.forgotten = false, nil
@@ -271,7 +252,7 @@ func (in *Intake) Forget(ids []status.InstanceID) {
 	}
 	in.mu.Unlock()
 	for _, id := range ids {
-		in.p.lanes[shard.Lane(id, len(in.p.lanes))].forget(in, id)
+		in.p.backlog.forget(in, id)
 	}
 }
 
@@ -291,9 +272,7 @@ func (in *Intake) Own(fence shard.Fence) error {
 	in.fence.Store(&fence)
 	in.mu.Unlock()
 	in.fallBehind()
-	for _, l := range in.p.lanes {
-		l.enqueueAll(in)
-	}
+	in.p.backlog.admit(in)
 	return nil
 }
 
@@ -337,11 +316,7 @@ func (in *Intake) Drain(ctx context.Context) error {
 	})
 	if err == nil {
 		// What is left in the outbox the next owner would publish again.
-		for _, l := range in.p.lanes {
-			if !l.acknowledge(ctx) {
-				wakeUp(l.wake) // the lane tries again
-			}
-		}
+		in.p.outlet.acknowledge(ctx)
 		err = in.await(ctx, func() bool { return in.ended || len(in.published) == 0 })
 	}
 	if err != nil {
@@ -353,19 +328,15 @@ func (in *Intake) Drain(ctx context.Context) error {
 // Close ends the intake and forgets what waits in it.
 func (in *Intake) Close() {
 	in.end()
-	for _, l := range in.p.lanes {
-		l.drop(in)
-	}
+	in.p.backlog.drop(in)
 	in.p.remove(in)
 }
 
 // refuse is called when the store has refused the fence.
 func (in *Intake) refuse() {
 	first := in.end()
-	for _, l := range in.p.lanes {
-		l.noteFenced(in)
-		l.drop(in)
-	}
+	in.p.backlog.noteFenced(in)
+	in.p.backlog.drop(in)
 	if first {
 		in.metrics.fencedWrites.Inc()
 		in.log.Warn("another owner holds the shard's fence; what waited here is left to it")

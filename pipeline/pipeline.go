@@ -1,13 +1,13 @@
 // Package pipeline carries what replicas hear of instances into the store and
 // on to the platform: dedup, fold, batch, commit, publish.
 //
-// A Pipeline has a fixed number of lanes that all shards of the replica share;
-// an instance always falls into the same lane, and a lane has one batch in
-// flight at a time, so the changes of one instance are written and published
-// in the order in which they were heard. While a batch is in flight, what is
-// heard gathers and folds; then the next batch takes whatever is there, up to
-// a limit: small and quick when quiet, large when busy, without a timer. Small
-// batches take turns over all lanes.
+// What all shards of the replica have waiting lies in one backlog, from which a
+// fixed number of lanes take: a batch is whatever waits, up to a limit, and one
+// instance is in one batch at a time, so its changes are written and published
+// in the order in which they were heard. While a batch is under way, what is
+// heard gathers and folds: small and quick when quiet, large when busy, without a
+// timer. A second batch begins beside the first only if much waits, or the first
+// takes long.
 //
 // Invariants:
 //   - Offer never waits for the store or the publisher.
@@ -102,7 +102,7 @@ type Config struct {
 const snapshotShards = 4
 
 // snapshotLimit bounds the entries of a shard's snapshots that wait: two batches
-// for each lane, so that no lane waits for the reading.
+// for each lane, so that none waits for the reading.
 func (c *Config) snapshotLimit() int64 {
 	return int64(max(min(2*c.Lanes*c.BatchLimit, c.MaxWaiting/5), 1))
 }
@@ -145,23 +145,22 @@ func (c *Config) setDefaults() error {
 type Pipeline struct {
 	cfg     Config
 	metrics *metrics
+	backlog *backlog
 	lanes   []*lane
-	// seq numbers batches across lanes: unique for this incarnation, and
-	// ascending within a lane.
+	outlet  *outlet
+	// seq numbers batches: unique for this incarnation, and ascending for the
+	// batches of an instance.
 	seq atomic.Int64
-	// turn has size 1: the lane that has put something into it writes a small
-	// batch.
-	turn chan struct{}
-	// tags gives every intake a number of its own, under which the lanes
-	// remember: what was remembered for an earlier term of the same shard is
+	// tags gives every intake a number of its own, under which the backlog
+	// remembers: what was remembered for an earlier term of the same shard is
 	// out of reach.
 	tags atomic.Uint32
 	// waiting is the sum of the intakes' waiting, entries that of those that came
 	// from snapshots.
 	waiting, entries atomic.Int64
 
-	// mu guards intakes, terms and running. It is never held together with a
-	// lane's or an intake's mutex.
+	// mu guards intakes, terms and running. It is never held together with the
+	// backlog's or an intake's mutex.
 	mu      sync.Mutex
 	intakes map[shard.ID]*Intake
 	terms   terms
@@ -170,22 +169,21 @@ type Pipeline struct {
 	runCtx  context.Context
 }
 
-func (p *Pipeline) endTurn() { <-p.turn }
-
 // New makes a pipeline that owns no shard. Nothing runs before Run.
 func New(cfg Config) (*Pipeline, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	p := &Pipeline{cfg: cfg, intakes: make(map[shard.ID]*Intake), turn: make(chan struct{}, 1)}
+	p := &Pipeline{cfg: cfg, intakes: make(map[shard.ID]*Intake)}
 	p.metrics = newMetrics(cfg.Registerer, p)
-	for i := range cfg.Lanes {
-		l, err := newLane(p, i)
-		if err != nil {
-			return nil, fmt.Errorf("pipeline: lane %d: %w", i, err)
-		}
-		p.lanes = append(p.lanes, l)
+	var err error
+	if p.backlog, err = newBacklog(p); err != nil {
+		return nil, fmt.Errorf("pipeline: %w", err)
 	}
+	for i := range cfg.Lanes {
+		p.lanes = append(p.lanes, newLane(p, i))
+	}
+	p.outlet = newOutlet(p)
 	return p, nil
 }
 
@@ -206,8 +204,8 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	}
 	for _, l := range p.lanes {
 		group.Go(func() error { l.run(ctx); return nil })
-		group.Go(func() error { l.publishLoop(ctx); return nil })
 	}
+	group.Go(func() error { p.outlet.run(ctx); return nil })
 	p.mu.Unlock()
 
 	for _, in := range waiting {
@@ -248,7 +246,7 @@ func (p *Pipeline) Open(id shard.ID) (*Intake, error) {
 func (p *Pipeline) Healthy() error {
 	limit := 2*p.cfg.AttemptTimeout + 5*time.Second
 	for _, l := range p.lanes {
-		if since, busy := l.busySince(); busy && time.Since(since) > limit {
+		if since := p.backlog.attemptedSince(l); !since.IsZero() && time.Since(since) > limit {
 			return fmt.Errorf("lane %d: one attempt has been under way since %s, longer than its deadline allows", l.index, since.Format(time.RFC3339))
 		}
 	}

@@ -15,9 +15,12 @@ import (
 )
 
 const (
-	// maxPublications bounds the commits whose messages wait in a lane for
-	// Redis; beyond it they stay in the outbox alone.
-	maxPublications = 64
+	// maxPublications bounds the rows of the outbox that wait for Redis; beyond it
+	// they stay in the outbox alone.
+	maxPublications = 128
+	// acknowledgeAfter is how long published rows lie in the outbox if no batch
+	// comes that removes them.
+	acknowledgeAfter = 500 * time.Millisecond
 	// publishTrust is how long after a commit its messages are published without
 	// another look at the database. A process that was held for longer may have
 	// been replaced, and what it has to tell may have been told, with something
@@ -27,20 +30,32 @@ const (
 	recoveryRows = 200
 )
 
-// publications are what a lane has committed and not yet published. Rows
-// beyond the limit, rows of a shard that is behind, and rows whose publish
-// failed are not here: they are in the outbox, and the shard's recovery
-// publishes them.
-type publications struct {
-	// wakePublisher has size 1, so that wake-ups coalesce.
-	wakePublisher chan struct{}
+// outlet holds what the lanes have committed and not yet published, in the order
+// of the commits of each instance. Rows beyond the limit, rows of a shard
+// that is behind, and rows whose publish failed are not here: they are in the
+// outbox, and the shard's recovery publishes them.
+type outlet struct {
+	p *Pipeline
+	// wake has size 1, so that wake-ups coalesce.
+	wake chan struct{}
 
-	// publishMu guards what follows. It is never held together with another
-	// mutex.
-	publishMu sync.Mutex
-	pending   []publication
-	// acknowledged are rows that were published and are to be deleted.
-	acknowledged []acknowledgement
+	// mu guards what follows. It is never held together with another mutex.
+	mu      sync.Mutex
+	pending []publication
+	// acknowledged are rows that were published, the first of them at since. They
+	// are deleted by the next batch, or when it is quiet, which is asked when
+	// that timer ends; armed says that it runs.
+	acknowledged acknowledgements
+	since        time.Time
+	quiet        *time.Timer
+	armed        bool
+}
+
+func newOutlet(p *Pipeline) *outlet {
+	o := &outlet{p: p, wake: make(chan struct{}, 1)}
+	o.quiet = time.AfterFunc(time.Hour, o.acknowledgeIfQuiet)
+	o.quiet.Stop()
+	return o
 }
 
 type publication struct {
@@ -54,14 +69,14 @@ type acknowledgement struct {
 	ref store.OutboxRef
 }
 
-// publish hands what a commit has to tell to the lane's publisher.
-func (l *lane) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
+// publish takes what a commit has to tell.
+func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 	if len(rows) == 0 {
 		return
 	}
-	l.publishMu.Lock()
-	room := len(l.pending) < maxPublications
-	l.publishMu.Unlock()
+	o.mu.Lock()
+	room := len(o.pending) < maxPublications
+	o.mu.Unlock()
 	var direct []publication
 	now := time.Now()
 	for _, row := range rows {
@@ -76,24 +91,24 @@ func (l *lane) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 	if len(direct) == 0 {
 		return
 	}
-	l.publishMu.Lock()
-	l.pending = append(l.pending, direct...)
-	l.publishMu.Unlock()
-	wakeUp(l.wakePublisher)
+	o.mu.Lock()
+	o.pending = append(o.pending, direct...)
+	o.mu.Unlock()
+	wakeUp(o.wake)
 }
 
-// publishLoop publishes what the lane commits until ctx ends.
-func (l *lane) publishLoop(ctx context.Context) {
+// run publishes until ctx ends.
+func (o *outlet) run(ctx context.Context) {
 	for {
 		select {
-		case <-l.wakePublisher:
+		case <-o.wake:
 		case <-ctx.Done():
 			return
 		}
-		l.publishMu.Lock()
-		pending := l.pending
-		l.pending = nil
-		l.publishMu.Unlock()
+		o.mu.Lock()
+		pending := o.pending
+		o.pending = nil
+		o.mu.Unlock()
 
 		var sets []event.Set
 		direct := pending[:0]
@@ -109,14 +124,14 @@ func (l *lane) publishLoop(ctx context.Context) {
 		if len(direct) == 0 {
 			continue
 		}
-		attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
-		err := l.p.cfg.Publisher.Publish(attempt, sets)
+		attempt, cancel := context.WithTimeout(ctx, o.p.cfg.AttemptTimeout)
+		err := o.p.cfg.Publisher.Publish(attempt, sets)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			l.p.cfg.Logger.Warn("a publish failed; it is repeated from the outbox", "lane", l.index, "rows", len(direct), "error", err)
+			o.p.cfg.Logger.Warn("a publish failed; it is repeated from the outbox", "rows", len(direct), "error", err)
 		}
 		if err == nil {
-			l.published(direct)
+			o.published(direct)
 		}
 		for _, p := range direct {
 			p.in.endPublish(err == nil)
@@ -124,39 +139,58 @@ func (l *lane) publishLoop(ctx context.Context) {
 	}
 }
 
-// published notes rows that are to be deleted now, by the next batch or, if
-// none comes soon, by the lane when it is idle. A drain finds them here as
+// published notes rows that are to be deleted now. A drain finds them here as
 // soon as their publish has ended.
-func (l *lane) published(direct []publication) {
-	acknowledged := make([]acknowledgement, len(direct))
+func (o *outlet) published(direct []publication) {
+	rows := make(acknowledgements, len(direct))
 	for i, p := range direct {
 		p.in.notePublished(p.row.Ref)
-		acknowledged[i] = acknowledgement{p.in, p.row.Ref}
+		rows[i] = acknowledgement{p.in, p.row.Ref}
 	}
-	l.publishMu.Lock()
-	l.acknowledged = append(l.acknowledged, acknowledged...)
-	l.publishMu.Unlock()
-	wakeUp(l.wake)
+	o.giveAcknowledged(rows)
 }
 
-// acknowledge deletes the rows that were published. It reports false if some
-// are left and have to be tried again.
-func (l *lane) acknowledge(ctx context.Context) bool {
-	refs := l.takeAcknowledged()
-	if len(refs) == 0 {
-		return true
+// acknowledge deletes the rows that were published. Those that could not be
+// deleted are tried again.
+func (o *outlet) acknowledge(ctx context.Context) {
+	rows := o.takeAcknowledged()
+	if len(rows) == 0 {
+		return
 	}
-	attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
+	attempt, cancel := context.WithTimeout(ctx, o.p.cfg.AttemptTimeout)
 	defer cancel()
-	if err := l.p.cfg.Store.DeleteOutbox(attempt, refs.refs()); err != nil {
-		l.returnAcknowledged(refs)
+	if err := o.p.cfg.Store.DeleteOutbox(attempt, rows.refs()); err != nil {
+		o.giveAcknowledged(rows)
 		if ctx.Err() == nil {
-			l.p.cfg.Logger.Warn("published rows could not be removed from the outbox; it is tried again", "lane", l.index, "rows", len(refs), "error", err)
+			o.p.cfg.Logger.Warn("published rows could not be removed from the outbox; it is tried again", "rows", len(rows), "error", err)
 		}
-		return false
+		return
 	}
-	l.confirm(refs)
-	return true
+	rows.confirm()
+}
+
+// acknowledgeIfQuiet deletes the rows that were published, if they have been
+// lying for long enough: while batches come, they never have.
+func (o *outlet) acknowledgeIfQuiet() {
+	o.mu.Lock()
+	o.armed = false
+	lying := time.Since(o.since)
+	due := len(o.acknowledged) > 0 && lying >= acknowledgeAfter
+	if len(o.acknowledged) > 0 && !due {
+		o.arm(acknowledgeAfter - lying)
+	}
+	o.mu.Unlock()
+	if due {
+		o.p.start(o.acknowledge)
+	}
+}
+
+// arm has it asked after a while whether it is quiet. The caller holds mu.
+func (o *outlet) arm(after time.Duration) {
+	if !o.armed {
+		o.armed = true
+		o.quiet.Reset(after)
+	}
 }
 
 type acknowledgements []acknowledgement
@@ -169,29 +203,33 @@ func (a acknowledgements) refs() []store.OutboxRef {
 	return refs
 }
 
-func (l *lane) takeAcknowledged() acknowledgements {
-	l.publishMu.Lock()
-	defer l.publishMu.Unlock()
-	out := l.acknowledged
-	l.acknowledged = nil
-	return out
-}
-
-func (l *lane) returnAcknowledged(refs acknowledgements) {
-	l.publishMu.Lock()
-	defer l.publishMu.Unlock()
-	l.acknowledged = append(refs, l.acknowledged...)
-}
-
 // confirm notes that published rows are gone.
-func (l *lane) confirm(refs acknowledgements) {
-	for _, a := range refs {
-		a.in.lessen(func() { delete(a.in.published, a.ref) })
+func (a acknowledgements) confirm() {
+	for _, row := range a {
+		row.in.lessen(func() { delete(row.in.published, row.ref) })
 	}
 }
 
+func (o *outlet) takeAcknowledged() acknowledgements {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	rows := o.acknowledged
+	o.acknowledged = nil
+	return rows
+}
+
+func (o *outlet) giveAcknowledged(rows acknowledgements) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.acknowledged) == 0 {
+		o.since = time.Now()
+	}
+	o.acknowledged = append(o.acknowledged, rows...)
+	o.arm(acknowledgeAfter)
+}
+
 // announce notes that a row was committed, and that so many recoveries had ended
-// before. It reports whether the lane is to publish it; if not, the recovery does,
+// before. It reports whether the outlet is to publish it; if not, the recovery does,
 // or the successor. One that has ended since may have found the row and published
 // it, so that another has to look whether it is still there.
 func (in *Intake) announce(recoveries uint64) bool {
@@ -277,7 +315,7 @@ func (in *Intake) recoverIfBehind() {
 }
 
 // recover publishes what the outbox holds of the shard, in order, until there
-// is nothing left; only then do the lanes publish again by themselves.
+// is nothing left; only then is published again as it is committed.
 func (in *Intake) recover(ctx context.Context) {
 	backoff := minBackoff
 	for {
@@ -333,8 +371,8 @@ func (in *Intake) publishOutbox(ctx context.Context) error {
 
 // forgetGone is called with all that the outbox holds of the shard. What was
 // published and is not there has been removed, be it by an attempt that seemed
-// to fail. Nothing can be added meanwhile: while the shard is behind, the lanes
-// publish nothing of it.
+// to fail. Nothing can be added meanwhile: while the shard is behind, the outlet
+// publishes nothing of it.
 func (in *Intake) forgetGone(rows []store.OutboxRow) {
 	there := make(map[store.OutboxRef]struct{}, len(rows))
 	for _, row := range rows {

@@ -9,24 +9,16 @@ func (in *Intake) CaughtUp(since time.Time) bool {
 	if in.fence.Load() == nil || in.stopped.Load() {
 		return false
 	}
-	if in.Waiting() == 0 {
-		return true
-	}
-	for _, l := range in.p.lanes {
-		if l.holdsOlder(in, since) {
-			return false
-		}
-	}
-	return true
+	return in.Waiting() == 0 || !in.p.backlog.holdsOlder(in, since)
 }
 
 // holdsOlder says whether a change of this intake that is not known to be
 // written was heard before since. The order of the queue does not tell: an
 // entry that was in flight joins its end, with what it gathered meanwhile.
-func (l *lane) holdsOlder(in *Intake, since time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for k, e := range l.entries {
+func (b *backlog) holdsOlder(in *Intake, since time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for k, e := range b.entries {
 		if k.tag != in.tag {
 			continue
 		}

@@ -6,38 +6,26 @@ import (
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
-	"github.com/trestle-bridge/trestle/internal/status"
-	"github.com/trestle-bridge/trestle/shard"
 )
 
-// inLane gives so many instances of a lane of two.
-func inLane(lane, count int) (ids []status.InstanceID) {
-	for n := 0; len(ids) < count; n++ {
-		if id := instance(n); shard.Lane(id, 2) == lane {
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
-
 // withOneUnderWay gives a shard of a pipeline of two lanes, and its store, which
-// holds a small batch of the first lane.
+// holds a small batch of one of them.
 func withOneUnderWay(t *testing.T) (*fakeStore, *Intake) {
 	db := newFakeStore()
 	db.entered, db.gate = make(chan struct{}), make(chan struct{})
 	in := newBench(t, db, &fakePublisher{}, Config{Lanes: 2}).own(t, "eu01")
-	offer(t, in, heard(t, inLane(0, 1)[0], 1, "first"))
+	offer(t, in, heard(t, instance(0), 1, "first"))
 	<-db.entered
 	return db, in
 }
 
-// TestSmallBatchesTakeTurns: while a small batch is under way, what another lane
-// hears goes into one batch that begins when that one ends.
+// TestSmallBatchesTakeTurns: while a small batch is under way, what is heard goes
+// into one batch that begins when that one ends.
 func TestSmallBatchesTakeTurns(t *testing.T) {
 	bubbletest.Test(t, func(t *testing.T) {
 		db, in := withOneUnderWay(t)
-		for _, id := range inLane(1, 3) {
-			offer(t, in, heard(t, id, 1, "x"))
+		for n := range 3 {
+			offer(t, in, heard(t, instance(1+n), 1, "x"))
 		}
 		synctest.Wait()
 		select {
@@ -55,8 +43,8 @@ func TestSmallBatchesTakeTurns(t *testing.T) {
 	})
 }
 
-// TestTurnIsNotWaitedForInVain: a small batch that takes long holds no other lane
-// up, be it with little to write, after a moment, or with much, at once.
+// TestTurnIsNotWaitedForInVain: a small batch that takes long holds up neither
+// little, after a moment, nor much, not even that long.
 func TestTurnIsNotWaitedForInVain(t *testing.T) {
 	for name, test := range map[string]struct {
 		count int
@@ -69,8 +57,8 @@ func TestTurnIsNotWaitedForInVain(t *testing.T) {
 			bubbletest.Test(t, func(t *testing.T) {
 				db, in := withOneUnderWay(t)
 				begin := time.Now()
-				for _, id := range inLane(1, test.count) {
-					offer(t, in, heard(t, id, 1, "x"))
+				for n := range test.count {
+					offer(t, in, heard(t, instance(1+n), 1, "x"))
 				}
 				<-db.entered
 				if took := time.Since(begin); took != test.after {

@@ -12,8 +12,7 @@ import (
 	"github.com/trestle-bridge/trestle/shard"
 )
 
-// books hold what a lane remembers of its decisions, guarded by the lane's
-// mutex. Instances that no row knows, or that are another cluster's, have a
+// books hold what is remembered of decisions, guarded by the backlog's mutex. Instances that no row knows, or that are another cluster's, have a
 // book of their own: there may be many more of them than of ours.
 type books struct{ ours, others *trace.Book }
 
@@ -79,10 +78,10 @@ func (b *books) forget(k key, m *memory) {
 }
 
 // noteCommit notes what a commit has made of entries.
-func (l *lane) noteCommit(entries []*entry, results []store.Result) {
+func (b *backlog) noteCommit(entries []*entry, results []store.Result) {
 	now := time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for i, e := range entries {
 		change, result := e.inFlight, results[i]
 		n := trace.Note{Version: change.Version, Updates: change.Updates, Phase: change.Phase(), At: now}
@@ -103,42 +102,42 @@ func (l *lane) noteCommit(entries []*entry, results []store.Result) {
 		case store.Refused:
 			n.Decision = trace.Fenced
 		}
-		l.decided.put(e.key, &e.noted, n)
+		b.decided.put(e.key, &e.noted, n)
 	}
 }
 
 // noteQuarantined notes that so many of the updates of a change are not written.
-func (l *lane) noteQuarantined(e *entry, refused *status.Change, updates int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.decided.put(e.key, &e.noted, trace.Note{
+func (b *backlog) noteQuarantined(e *entry, refused *status.Change, updates int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.decided.put(e.key, &e.noted, trace.Note{
 		Decision: trace.Quarantined, Version: refused.Version, Updates: updates, Phase: refused.Phase(), At: time.Now(),
 	})
 }
 
 // noteInvalid notes a status that could not be decoded.
-func (l *lane) noteInvalid(in *Intake, h status.Heard) {
+func (b *backlog) noteInvalid(in *Intake, h status.Heard) {
 	k := key{h.ID, in.tag}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	n := trace.Note{Decision: trace.Invalid, Version: h.Version, At: h.At}
-	if e := l.entries[k]; e != nil {
-		l.decided.put(k, &e.noted, n)
-	} else if m, ok := l.known.Peek(k); ok {
-		l.decided.put(k, &m.noted, n)
-		l.known.Add(k, m)
+	if e := b.entries[k]; e != nil {
+		b.decided.put(k, &e.noted, n)
+	} else if m, ok := b.known.Peek(k); ok {
+		b.decided.put(k, &m.noted, n)
+		b.known.Add(k, m)
 	}
 	// One that nothing is known of may be anybody's; the log has it.
 }
 
 // noteFenced notes of what waits in an intake that it is left to another owner.
-func (l *lane) noteFenced(in *Intake) {
+func (b *backlog) noteFenced(in *Intake) {
 	now := time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for k, e := range l.entries {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for k, e := range b.entries {
 		if k.tag == in.tag && e.waiting != nil {
-			l.decided.put(k, &e.noted, trace.Note{
+			b.decided.put(k, &e.noted, trace.Note{
 				Decision: trace.Fenced, Version: e.waiting.Version, Updates: e.waiting.Updates, Phase: e.waiting.Phase(), At: now,
 			})
 		}
@@ -227,14 +226,14 @@ const readPages = 4096
 // Why tells what was decided of an instance's last updates, oldest first, and
 // what waits of it.
 func (p *Pipeline) Why(id status.InstanceID) ([]Decided, []Undecided) {
-	l := p.lanes[shard.Lane(id, len(p.lanes))]
+	b := p.backlog
 	var entries []trace.Entry
-	for _, book := range []*trace.Book{l.decided.ours, l.decided.others} {
+	for _, book := range []*trace.Book{b.decided.ours, b.decided.others} {
 		for from, more := 0, true; more; more = from > 0 {
 			var some []trace.Entry
-			l.mu.Lock()
+			b.mu.Lock()
 			some, from = book.Read(id, from, readPages)
-			l.mu.Unlock()
+			b.mu.Unlock()
 			entries = append(entries, some...)
 		}
 	}
@@ -249,16 +248,16 @@ func (p *Pipeline) Why(id status.InstanceID) ([]Decided, []Undecided) {
 	p.mu.Unlock()
 	var undecided []Undecided
 	for _, in := range p.snapshotIntakes() {
-		undecided = append(undecided, l.undecided(in, id)...)
+		undecided = append(undecided, b.undecided(in, id)...)
 	}
 	slices.SortFunc(undecided, func(a, b Undecided) int { return a.Since.Compare(b.Since) })
 	return decided, undecided
 }
 
-func (l *lane) undecided(in *Intake, id status.InstanceID) (waiting []Undecided) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.entries[key{id, in.tag}]
+func (b *backlog) undecided(in *Intake, id status.InstanceID) (waiting []Undecided) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.entries[key{id, in.tag}]
 	if e == nil {
 		return nil
 	}
@@ -281,31 +280,31 @@ var ErrCannotRetry = errors.New("it cannot be tried again here")
 // same status is written when it is heard again, even if the database has
 // refused it. The trace says that it did.
 func (in *Intake) Retry(id status.InstanceID) {
-	l := in.p.lanes[shard.Lane(id, len(in.p.lanes))]
+	b := in.p.backlog
 	k := key{id, in.tag}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ignored.Remove(k)
-	if e := l.entries[k]; e != nil {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ignored.Remove(k)
+	if e := b.entries[k]; e != nil {
 		// What waits, or is under way, is tried anyway.
-		l.decided.put(k, &e.noted, trace.Note{Decision: trace.Forgotten, Version: e.version, At: time.Now()})
+		b.decided.put(k, &e.noted, trace.Note{Decision: trace.Forgotten, Version: e.version, At: time.Now()})
 		return
 	}
-	m, _ := l.known.Peek(k)
-	l.decided.forget(k, &m)
-	l.known.Add(k, m)
+	m, _ := b.known.Peek(k)
+	b.decided.forget(k, &m)
+	b.known.Add(k, m)
 }
 
 // Retried waits until nothing of an instance waits, and gives what was decided
 // of it after the last Retry; false if nothing was.
 func (in *Intake) Retried(ctx context.Context, id status.InstanceID) (Decided, bool, error) {
-	l := in.p.lanes[shard.Lane(id, len(in.p.lanes))]
+	b := in.p.backlog
 	for {
 		in.mu.Lock()
 		in.awaited = true
 		changed := in.changed
 		in.mu.Unlock()
-		if len(l.undecided(in, id)) == 0 {
+		if len(b.undecided(in, id)) == 0 {
 			break
 		}
 		select {

@@ -13,46 +13,48 @@ import (
 const (
 	minBackoff = 50 * time.Millisecond
 	maxBackoff = 2 * time.Second
-	// acknowledgeAfter is how long a quiet lane lets published outbox rows
-	// lie; a busy one removes them with its next batch.
-	acknowledgeAfter = 500 * time.Millisecond
-	// Batches smaller than smallBatch are written one at a time over all lanes,
-	// but none waits for longer than smallTurn for another's.
+	// While a batch is under way, another begins beside it only if it has
+	// smallBatch entries, or if the first has been under way for smallTurn.
 	smallBatch = 64
 	smallTurn  = 5 * time.Millisecond
 )
 
+// lane writes batches, one at a time.
+type lane struct {
+	p     *Pipeline
+	index int
+	// patience runs out when a batch takes long.
+	patience *time.Timer
+
+	// The following is guarded by the backlog's mutex: when the batch under way
+	// began, and the attempt to write it; zero if there is none. slow says that
+	// the batch takes long.
+	began, attempting time.Time
+	slow              bool
+}
+
+func newLane(p *Pipeline, index int) *lane {
+	l := &lane{p: p, index: index}
+	l.patience = time.AfterFunc(time.Hour, func() { p.backlog.takesLong(l) })
+	l.patience.Stop()
+	return l
+}
+
 // run writes batches until ctx ends.
 func (l *lane) run(ctx context.Context) {
 	backoff := minBackoff
-	idle := time.NewTimer(acknowledgeAfter)
-	defer idle.Stop()
-	patience := time.NewTimer(0)
-	defer patience.Stop()
 	for {
-		done := l.takeTurn(ctx, patience)
-		batch := l.take(l.p.cfg.BatchLimit)
+		batch := l.p.backlog.take(l, l.p.cfg.BatchLimit)
 		if len(batch) == 0 {
-			done()
-			idle.Reset(acknowledgeAfter)
 			select {
-			case <-l.wake:
-			case <-idle.C:
-				if !l.acknowledge(ctx) {
-					continue
-				}
-				select {
-				case <-l.wake:
-				case <-ctx.Done():
-					return
-				}
+			case <-l.p.backlog.wake:
 			case <-ctx.Done():
 				return
 			}
 			continue
 		}
 		written := l.write(ctx, batch, l.p.cfg.BatchLimit)
-		done()
+		l.p.backlog.ended(l)
 		if written {
 			backoff = minBackoff
 			continue
@@ -62,38 +64,6 @@ func (l *lane) run(ctx context.Context) {
 			backoff = min(2*backoff, maxBackoff)
 		case <-ctx.Done():
 			return
-		}
-	}
-}
-
-// takeTurn waits until a lane with little to write may begin, or until it has
-// more. What is heard meanwhile goes into the same commit: while the database
-// is busy with one small batch, another would make it slower and both no
-// faster. It waits for no longer than smallTurn, so that a commit that takes its
-// time holds nobody up. done ends the turn.
-func (l *lane) takeTurn(ctx context.Context, patience *time.Timer) (done func()) {
-	none := func() {}
-	if n := l.unwritten(); n == 0 || n >= smallBatch {
-		return none
-	}
-	select {
-	case l.p.turn <- struct{}{}:
-		return l.p.endTurn
-	default:
-	}
-	patience.Reset(smallTurn)
-	for {
-		select {
-		case l.p.turn <- struct{}{}:
-			return l.p.endTurn
-		case <-l.wake:
-			if l.unwritten() >= smallBatch {
-				return none
-			}
-		case <-patience.C:
-			return none
-		case <-ctx.Done():
-			return none
 		}
 	}
 }
@@ -112,7 +82,7 @@ func (l *lane) write(ctx context.Context, entries []*entry, limit int) bool {
 		fault, isRow := store.RowFault(err)
 		switch {
 		case !isRow:
-			l.putBack(entries, true)
+			l.p.backlog.putBack(entries, true)
 			if ctx.Err() == nil {
 				l.p.metrics.failedAttempts.Inc()
 				l.p.cfg.Logger.Warn("a batch could not be written; its updates wait and are tried again",
@@ -122,12 +92,12 @@ func (l *lane) write(ctx context.Context, entries []*entry, limit int) bool {
 		case len(part) > 1:
 			// One row of them is to blame: halve until it is alone.
 			if !l.write(ctx, part, (len(part)+1)/2) {
-				l.putBack(entries[len(part):], false)
+				l.p.backlog.putBack(entries[len(part):], false)
 				return false
 			}
 		default:
 			if !l.isolate(ctx, part[0], fault) {
-				l.putBack(entries[1:], false)
+				l.p.backlog.putBack(entries[1:], false)
 				return false
 			}
 		}
@@ -150,7 +120,7 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 			rest := *refused
 			rest.Updates -= last.Updates
 			e.in.metrics.failed(&rest)
-			l.noteQuarantined(e, refused, rest.Updates)
+			l.p.backlog.noteQuarantined(e, refused, rest.Updates)
 			e.in.log.Error("an update was refused by the database and left out; a later one was written",
 				"instance", refused.ID, "sqlstate", fault.SQLState, "reason", fault.Reason)
 			return true
@@ -158,7 +128,7 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 		var isRow bool
 		if fault, isRow = store.RowFault(err); !isRow {
 			e.inFlight = refused
-			l.putBack([]*entry{e}, true)
+			l.p.backlog.putBack([]*entry{e}, true)
 			return false
 		}
 	}
@@ -177,15 +147,15 @@ func (l *lane) isolate(ctx context.Context, e *entry, fault store.Fault) bool {
 		l.p.cfg.Logger.Warn("an update could not be put into quarantine; it is tried again",
 			"lane", l.index, "instance", refused.ID, "error", err)
 		e.inFlight = refused
-		l.putBack([]*entry{e}, false)
+		l.p.backlog.putBack([]*entry{e}, false)
 		return false
 	}
 	l.p.metrics.quarantined.Inc()
 	e.in.log.Error("an update was put into quarantine: the database refuses it for its own sake",
 		"instance", refused.ID, "version", refused.Version, "sqlstate", fault.SQLState, "reason", fault.Reason)
 	e.in.metrics.failed(refused)
-	l.noteQuarantined(e, refused, refused.Updates)
-	l.release([]*entry{e}, func(int, *entry) (memory, int64) {
+	l.p.backlog.noteQuarantined(e, refused, refused.Updates)
+	l.p.backlog.release([]*entry{e}, func(int, *entry) (memory, int64) {
 		return memory{version: refused.Version, hash: refused.Hash}, 0
 	})
 	return true
@@ -226,21 +196,21 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	if len(live) == 0 {
 		return nil
 	}
-	acknowledged := l.takeAcknowledged()
+	acknowledged := l.p.outlet.takeAcknowledged()
 	batch.Published = acknowledged.refs()
 
-	l.turn()
 	begin := time.Now()
+	l.p.backlog.attempts(l, begin)
 	attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
 	defer cancel()
 	commit, err := l.p.cfg.Store.Apply(attempt, batch)
 	if err != nil {
-		l.returnAcknowledged(acknowledged)
+		l.p.outlet.giveAcknowledged(acknowledged)
 		return err
 	}
 	l.p.metrics.batch(len(live), time.Since(begin))
-	l.confirm(acknowledged)
-	l.noteCommit(live, commit.Results)
+	acknowledged.confirm()
+	l.p.backlog.noteCommit(live, commit.Results)
 	l.conclude(live, commit, shares)
 	return nil
 }
@@ -264,7 +234,7 @@ func (l *lane) conclude(entries []*entry, commit store.Commit, shares map[shard.
 	for in := range doubted {
 		in.fallBehind()
 	}
-	l.publish(commit.Outbox, shares)
+	l.p.outlet.publish(commit.Outbox, shares)
 	if commit.Lifecycle > 0 && l.p.cfg.Lifecycle != nil {
 		l.p.cfg.Lifecycle()
 	}
@@ -272,7 +242,7 @@ func (l *lane) conclude(entries []*entry, commit store.Commit, shares map[shard.
 		in.refuse()
 	}
 	now := time.Now()
-	l.release(entries, func(i int, e *entry) (memory, int64) {
+	l.p.backlog.release(entries, func(i int, e *entry) (memory, int64) {
 		return remembered(commit.Results[i], e, now)
 	})
 }

@@ -171,19 +171,8 @@ func (id ID) Contains(instance [16]byte) bool {
 	if !id.Sliced() {
 		return true
 	}
-	// The high bits choose the slice and the low ones the lane; if both used
-	// the same bits, a slice would fill a part of its replica's lanes only.
 	slice, _ := bits.Mul64(xxhash.Sum64(instance[:]), uint64(id.Slices))
 	return slice == uint64(id.Slice)
-}
-
-// Lane is the lane, from 0 to lanes-1, into which an instance always falls.
-// With lanes up to 1 it is 0.
-func Lane(instance [16]byte, lanes int) int {
-	if lanes <= 1 {
-		return 0
-	}
-	return int(xxhash.Sum64(instance[:]) % uint64(lanes))
 }
 
 // Epoch counts the owners of a shard. It only ever grows; 0 is a shard that

@@ -96,46 +96,19 @@ func TestSlicesShareInstances(t *testing.T) {
 	}
 }
 
-func TestSliceFillsEveryLane(t *testing.T) {
-	for _, slices := range []int{1, 2, 4, 5} {
-		for _, lanes := range []int{1, 2, 3, 4, 8} {
-			count := make([]int, lanes)
-			id := Slice("eu01", 0, slices)
-			for _, instance := range instances(20_000) {
-				if id.Contains(instance) {
-					count[Lane(instance, lanes)]++
-				}
-			}
-			even(t, "lanes", count)
-		}
-	}
-}
-
-func TestLaneWithoutLanes(t *testing.T) {
-	for _, lanes := range []int{-1, 0, 1} {
-		if got := Lane([16]byte{1}, lanes); got != 0 {
-			t.Errorf("%d lanes: %d", lanes, got)
-		}
-	}
-}
-
 // The hash is part of what replicas of different versions share; another one
 // would let two slices claim one instance during an upgrade.
 func TestHashIsForEver(t *testing.T) {
 	instance := [16]byte{0: 1, 15: 2}
-	if got := Lane(instance, 1<<20); got != 113_682 {
-		t.Errorf("lane %d, want %d", got, 113_682)
-	}
 	if !Slice("eu01", 853, MaxSlices).Contains(instance) {
 		t.Errorf("instance left slice %d", 853)
 	}
 }
 
-func TestContainsAndLaneDoNotAllocate(t *testing.T) {
+func TestContainsDoesNotAllocate(t *testing.T) {
 	id, instance := Slice("eu01", 1, 3), [16]byte{7}
 	if n := testing.AllocsPerRun(100, func() {
 		_ = id.Contains(instance)
-		_ = Lane(instance, 8)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

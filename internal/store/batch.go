@@ -22,8 +22,8 @@ type Batch struct {
 	// Entries are in any order, each instance at most once.
 	Entries []Entry
 	// Lane and Seq name, with the owner, the outbox rows of this batch. Seq
-	// grows from batch to batch of a lane; a batch that is tried again, or in
-	// parts, needs new ones.
+	// grows from batch to batch of an instance; a batch that is tried again, or
+	// in parts, needs new ones.
 	Lane int
 	Seq  int64
 	// Published are outbox rows that go in the same commit.

@@ -63,14 +63,15 @@ type entry struct {
 	next *entry // in its queue
 }
 
-// queue is a first-in, first-out list of the entries of one intake in one
-// lane.
+// queue is a first-in, first-out list of the entries of one intake.
 type queue struct {
 	head, tail *entry
+	length     int
 	inRing     bool
 }
 
 func (q *queue) push(e *entry) {
+	q.length++
 	if q.tail == nil {
 		q.head = e
 	} else {
@@ -80,6 +81,7 @@ func (q *queue) push(e *entry) {
 }
 
 func (q *queue) pushFront(e *entry) {
+	q.length++
 	e.next = q.head
 	q.head = e
 	if q.tail == nil {
@@ -92,6 +94,7 @@ func (q *queue) pop() *entry {
 	if e == nil {
 		return nil
 	}
+	q.length--
 	q.head, e.next = e.next, nil
 	if q.head == nil {
 		q.tail = nil
@@ -99,17 +102,17 @@ func (q *queue) pop() *entry {
 	return e
 }
 
-// lane writes the changes of its instances, one batch at a time.
-type lane struct {
-	p     *Pipeline
-	index int
+// backlog holds what waits of all instances, and remembers those of which nothing
+// waits.
+type backlog struct {
+	p *Pipeline
 
-	// wake tells the writer that something waits; size 1, so that wake-ups
+	// wake tells the lanes that a batch may begin; size 1, so that wake-ups
 	// coalesce and nobody blocks.
 	wake chan struct{}
 
-	// mu guards what follows and the lane's queue in every intake. No I/O
-	// and no decoding under it.
+	// mu guards what follows, and the queue of every intake. No I/O and no
+	// decoding under it.
 	mu      sync.Mutex
 	entries map[key]*entry
 	// known remembers instances that were written, ignored those that no row
@@ -117,40 +120,39 @@ type lane struct {
 	// former.
 	known   *simplelru.LRU[key, memory]
 	ignored *simplelru.LRU[key, stranger]
-	// ring holds the intakes that have something queued here. A batch takes
-	// from them in turn, so that none waits for another's flood.
-	ring []*Intake
-	// busy is when the attempt under way began; zero if there is none.
-	busy time.Time
+	// ring holds the intakes that have something queued. A batch takes from them
+	// in turn, so that none waits for another's flood. queued counts what they
+	// have.
+	ring   []*Intake
+	queued int
+	// underWay counts the batches that lanes carry, slow those of them that take
+	// long.
+	underWay, slow int
 	// decided is what is remembered for whoever wonders why.
 	decided books
-
-	publications
 }
 
-func newLane(p *Pipeline, index int) (*lane, error) {
-	size := max(p.cfg.DedupEntries/p.cfg.Lanes, 1)
-	known, err := simplelru.NewLRU[key, memory](size, nil)
+func newBacklog(p *Pipeline) (*backlog, error) {
+	known, err := simplelru.NewLRU[key, memory](p.cfg.DedupEntries, nil)
 	if err != nil {
-		return nil, fmt.Errorf("make room to remember %d instances: %w", size, err)
+		return nil, fmt.Errorf("make room to remember %d instances: %w", p.cfg.DedupEntries, err)
 	}
-	ignored, err := simplelru.NewLRU[key, stranger](max(size/8, 1), nil)
+	strangers := max(p.cfg.DedupEntries/8, 1)
+	ignored, err := simplelru.NewLRU[key, stranger](strangers, nil)
 	if err != nil {
-		return nil, fmt.Errorf("make room to remember %d unknown instances: %w", size/8, err)
+		return nil, fmt.Errorf("make room to remember %d unknown instances: %w", strangers, err)
 	}
-	decided, err := newBooks(p.cfg.TraceBytes / p.cfg.Lanes)
+	decided, err := newBooks(p.cfg.TraceBytes)
 	if err != nil {
 		return nil, err
 	}
-	return &lane{
-		p:            p,
-		index:        index,
-		decided:      decided,
-		wake:         make(chan struct{}, 1),
-		entries:      make(map[key]*entry),
-		known:        known,
-		ignored:      ignored,
-		publications: publications{wakePublisher: make(chan struct{}, 1)},
+	return &backlog{
+		p:       p,
+		decided: decided,
+		wake:    make(chan struct{}, 1),
+		entries: make(map[key]*entry),
+		known:   known,
+		ignored: ignored,
 	}, nil
 }
 
@@ -166,44 +168,44 @@ const (
 )
 
 // judge compares a status with what was last heard of its instance.
-func (l *lane) judge(in *Intake, h status.Heard) (verdict, kind) {
+func (b *backlog) judge(in *Intake, h status.Heard) (verdict, kind) {
 	k := key{h.ID, in.tag}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e := l.entries[k]; e != nil {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.entries[k]; e != nil {
 		v := e.judge(h, in.generation.Load())
-		l.decided.skip(k, &e.noted, v, h)
+		b.decided.skip(k, &e.noted, v, h)
 		return v, e.kind
 	}
-	if m, ok := l.known.Get(k); ok {
+	if m, ok := b.known.Get(k); ok {
 		before := m
 		v := m.judge(h, in.generation.Load())
-		if v == verdictFresh && l.full(in, h) {
+		if v == verdictFresh && b.full(in, h) {
 			v = verdictFull
 		}
-		l.decided.skip(k, &m.noted, v, h)
+		b.decided.skip(k, &m.noted, v, h)
 		if m != before {
-			l.known.Add(k, m)
+			b.known.Add(k, m)
 		}
 		return v, m.kind
 	}
-	if s, ok := l.ignored.Get(k); ok && h.At.UnixNano() < s.until {
-		l.decided.skip(k, &s.noted, verdictUnknown, h)
-		l.ignored.Add(k, s)
+	if s, ok := b.ignored.Get(k); ok && h.At.UnixNano() < s.until {
+		b.decided.skip(k, &s.noted, verdictUnknown, h)
+		b.ignored.Add(k, s)
 		return verdictUnknown, 0
 	}
-	if l.full(in, h) {
+	if b.full(in, h) {
 		return verdictFull, 0
 	}
 	return verdictFresh, 0
 }
 
 // full says whether an instance of which nothing waits has to stay outside.
-func (l *lane) full(in *Intake, h status.Heard) bool {
+func (b *backlog) full(in *Intake, h status.Heard) bool {
 	if h.Snapshot && in.crowded(in.p.cfg.snapshotLimit()) {
 		return true
 	}
-	return in.Waiting() >= l.p.cfg.MaxWaiting || l.p.Waiting() >= l.p.cfg.MaxWaitingTotal && in.Waiting() > 0
+	return in.Waiting() >= b.p.cfg.MaxWaiting || b.p.Waiting() >= b.p.cfg.MaxWaitingTotal && in.Waiting() > 0
 }
 
 // judge compares a status with this memory, and notes a repeat's version.
@@ -232,25 +234,25 @@ func (m *memory) judge(h status.Heard, generation uint32) verdict {
 
 // add joins a decoded change to what waits of its instance. It reports false
 // if the change has become superfluous since it was judged.
-func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
+func (b *backlog) add(in *Intake, h status.Heard, change *status.Change) bool {
 	k := key{h.ID, in.tag}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if in.stopped.Load() {
 		return false
 	}
-	e := l.entries[k]
+	e := b.entries[k]
 	if e == nil {
 		e = &entry{key: k, in: in, listed: h.Snapshot}
-		if m, ok := l.known.Peek(k); ok {
+		if m, ok := b.known.Peek(k); ok {
 			e.memory = m
-		} else if s, ok := l.ignored.Peek(k); ok {
+		} else if s, ok := b.ignored.Peek(k); ok {
 			e.noted = s.noted
 		}
 	}
 	unheard := e.inFlight == nil && e.waiting == nil && e.hash == 0 && (e.version == 0 || e.recalled)
 	if v := e.judge(h, in.generation.Load()); v != verdictFresh && (!unheard || e.recalled) {
-		l.decided.skip(k, &e.noted, v, h)
+		b.decided.skip(k, &e.noted, v, h)
 		return false
 	}
 	change.First = unheard
@@ -258,11 +260,11 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 	case e.waiting == nil:
 		e.waiting = change
 		if e.inFlight == nil {
-			l.entries[k] = e
+			b.entries[k] = e
 			in.begins(e)
 		}
 	case !e.waiting.Fold(change):
-		l.decided.skip(k, &e.noted, verdictStale, h)
+		b.decided.skip(k, &e.noted, verdictStale, h)
 		return false
 	}
 	e.version = max(e.version, h.Version)
@@ -271,54 +273,77 @@ func (l *lane) add(in *Intake, h status.Heard, change *status.Change) bool {
 		e.generation = in.generation.Load()
 	}
 	if !e.queued && e.inFlight == nil {
-		l.enqueue(e, false)
+		b.enqueue(e, false)
 	}
 	return true
 }
 
 // enqueue puts an entry into its intake's queue. The caller holds mu.
-func (l *lane) enqueue(e *entry, front bool) {
-	q := &e.in.queues[l.index]
+func (b *backlog) enqueue(e *entry, front bool) {
+	q := &e.in.queue
 	e.queued = true
 	if front {
 		q.pushFront(e)
 	} else {
 		q.push(e)
 	}
-	if e.in.fence.Load() != nil {
-		l.join(e.in)
+	if q.inRing {
+		b.queued++
+	} else if e.in.fence.Load() != nil {
+		b.join(e.in)
 	}
+	b.wakeLane()
 }
 
 // join puts an intake with something queued into the ring. The caller holds
 // mu.
-func (l *lane) join(in *Intake) {
-	q := &in.queues[l.index]
+func (b *backlog) join(in *Intake) {
+	q := &in.queue
 	if !q.inRing && q.head != nil {
 		q.inRing = true
-		l.ring = append(l.ring, in)
+		b.ring = append(b.ring, in)
+		b.queued += q.length
 	}
-	wakeUp(l.wake)
 }
 
-// enqueueAll lets an intake that has got its fence take part.
-func (l *lane) enqueueAll(in *Intake) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.join(in)
+// admit lets an intake that has got its fence take part.
+func (b *backlog) admit(in *Intake) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.join(in)
+	b.wakeLane()
 }
 
-// take gives the next batch's entries, at most limit, from all intakes in
-// turn.
-func (l *lane) take(limit int) []*entry {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var batch []*entry
-	for len(l.ring) > 0 && len(batch) < limit {
-		share := max((limit-len(batch))/len(l.ring), 1)
-		in := l.ring[0]
-		l.ring = l.ring[1:]
-		q := &in.queues[l.index]
+// mayBegin says whether a lane may begin a batch. What is heard while another is
+// under way goes into the one after it, unless it has become much, or the other
+// takes its time: the database is no faster with two small ones side by side. The
+// caller holds mu.
+func (b *backlog) mayBegin() bool {
+	return b.queued >= smallBatch || b.queued > 0 && b.underWay == b.slow
+}
+
+// wakeLane wakes a lane that has nothing to do, if a batch may begin. The caller
+// holds mu.
+func (b *backlog) wakeLane() {
+	if b.mayBegin() {
+		wakeUp(b.wake)
+	}
+}
+
+// take gives a lane the entries of its next batch, at most limit, from all
+// intakes in turn; none if it may not begin one.
+func (b *backlog) take(l *lane, limit int) []*entry {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.mayBegin() {
+		return nil
+	}
+	batch := make([]*entry, 0, min(b.queued, limit))
+	for len(b.ring) > 0 && len(batch) < limit {
+		share := max((limit-len(batch))/len(b.ring), 1)
+		in := b.ring[0]
+		b.ring = b.ring[1:]
+		q := &in.queue
 		for range share {
 			e := q.pop()
 			if e == nil {
@@ -332,49 +357,89 @@ func (l *lane) take(limit int) []*entry {
 			}
 		}
 		if q.head != nil {
-			l.ring = append(l.ring, in)
+			b.ring = append(b.ring, in)
 		} else {
 			q.inRing = false
 		}
 	}
-	if len(batch) > 0 {
-		l.busy = time.Now()
-	}
+	b.queued -= len(batch)
+	b.underWay++
+	l.began, l.slow = time.Now(), false
+	l.patience.Reset(smallTurn)
+	b.wakeLane()
 	return batch
+}
+
+// takesLong is called when a lane's batch has been under way for smallTurn.
+func (b *backlog) takesLong(l *lane) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if l.began.IsZero() || l.slow || time.Since(l.began) < smallTurn {
+		return // it has ended since
+	}
+	l.slow = true
+	b.slow++
+	b.wakeLane()
+}
+
+// attempts notes when a lane begins an attempt to write its batch.
+func (b *backlog) attempts(l *lane, at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.attempting = at
+}
+
+// attemptedSince says since when a lane's attempt has been under way; zero if none
+// is.
+func (b *backlog) attemptedSince(l *lane) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return l.attempting
+}
+
+// ended says that a lane's batch is under way no more.
+func (b *backlog) ended(l *lane) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.patience.Stop()
+	b.underWay--
+	if l.slow {
+		b.slow--
+	}
+	l.began, l.attempting, l.slow = time.Time{}, time.Time{}, false
 }
 
 // release ends the flight of entries. Each is remembered as its outcome says, as
 // a stranger if until is not zero, or waits on if more was heard meanwhile.
-func (l *lane) release(entries []*entry, outcome func(i int, e *entry) (after memory, until int64)) {
-	l.mu.Lock()
+func (b *backlog) release(entries []*entry, outcome func(i int, e *entry) (after memory, until int64)) {
+	b.mu.Lock()
 	settled := make(map[*Intake]settlement)
 	for i, e := range entries {
-		if l.entries[e.key] != e {
+		if b.entries[e.key] != e {
 			continue // dropped with its intake
 		}
 		after, until := outcome(i, e)
 		e.inFlight, e.doubt = nil, false
 		if e.waiting != nil {
 			// The last one heard is the one that waits.
-			l.enqueue(e, false)
+			b.enqueue(e, false)
 			continue
 		}
-		delete(l.entries, e.key)
+		delete(b.entries, e.key)
 		settled[e.in] = settled[e.in].with(e)
 		if until != 0 {
-			l.known.Remove(e.key)
-			l.ignored.Add(e.key, stranger{until: until, noted: e.noted})
+			b.known.Remove(e.key)
+			b.ignored.Add(e.key, stranger{until: until, noted: e.noted})
 			continue
 		}
 		after.generation, after.kind, after.noted = e.generation, e.kind, e.noted
 		if after.hash != 0 {
 			after.version = max(after.version, e.version) // of a repeat
 		}
-		l.ignored.Remove(e.key)
-		l.known.Add(e.key, after)
+		b.ignored.Remove(e.key)
+		b.known.Add(e.key, after)
 	}
-	l.busy = time.Time{}
-	l.mu.Unlock()
+	b.mu.Unlock()
 	for in, n := range settled {
 		in.settled(n)
 	}
@@ -383,12 +448,12 @@ func (l *lane) release(entries []*entry, outcome func(i int, e *entry) (after me
 // putBack ends the flight of entries that were not written, or of which that
 // is not known: they wait again, before all others, folded with what was
 // heard meanwhile.
-func (l *lane) putBack(entries []*entry, doubt bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (b *backlog) putBack(entries []*entry, doubt bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for i := len(entries) - 1; i >= 0; i-- {
 		e := entries[i]
-		if l.entries[e.key] != e {
+		if b.entries[e.key] != e {
 			continue
 		}
 		if e.waiting != nil {
@@ -396,98 +461,81 @@ func (l *lane) putBack(entries []*entry, doubt bool) {
 		}
 		e.waiting, e.inFlight = e.inFlight, nil
 		e.doubt = e.doubt || doubt
-		l.enqueue(e, true)
+		b.enqueue(e, true)
 	}
-	l.busy = time.Time{}
 }
 
 // remember notes a status that the database refuses.
-func (l *lane) remember(in *Intake, row store.Poison) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.known.Add(key{row.Instance, in.tag}, memory{version: row.Version, hash: row.Hash, kind: kindOf(row.Kind)})
+func (b *backlog) remember(in *Intake, row store.Poison) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.known.Add(key{row.Instance, in.tag}, memory{version: row.Version, hash: row.Hash, kind: kindOf(row.Kind)})
 }
 
 // recall notes what the rows are known to have, of instances of which nothing else
 // is remembered.
-func (l *lane) recall(in *Intake, rows []store.InstanceVersion) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (b *backlog) recall(in *Intake, rows []store.InstanceVersion) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for _, row := range rows {
+		if !in.id.Contains(row.ID) {
+			continue
+		}
 		k := key{row.ID, in.tag}
-		if _, heard := l.entries[k]; !heard && !l.known.Contains(k) {
-			l.known.Add(k, memory{version: row.Version, recalled: true})
+		if _, heard := b.entries[k]; !heard && !b.known.Contains(k) {
+			b.known.Add(k, memory{version: row.Version, recalled: true})
 		}
 	}
 }
 
 // forget drops what is remembered of an instance, not what waits. The trace
 // remembers it.
-func (l *lane) forget(in *Intake, id status.InstanceID) {
+func (b *backlog) forget(in *Intake, id status.InstanceID) {
 	k := key{id, in.tag}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ignored.Remove(k)
-	if m, ok := l.known.Peek(k); ok {
-		l.decided.forget(k, &m)
-		l.known.Add(k, m)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ignored.Remove(k)
+	if m, ok := b.known.Peek(k); ok {
+		b.decided.forget(k, &m)
+		b.known.Add(k, m)
 	}
-	if e := l.entries[k]; e != nil && e.waiting == nil {
-		l.decided.forget(k, &e.memory)
+	if e := b.entries[k]; e != nil && e.waiting == nil {
+		b.decided.forget(k, &e.memory)
 	}
 }
 
 // drop forgets all that waits in an intake.
-func (l *lane) drop(in *Intake) {
-	l.mu.Lock()
+func (b *backlog) drop(in *Intake) {
+	b.mu.Lock()
 	var dropped settlement
-	for k, e := range l.entries {
+	for k, e := range b.entries {
 		if k.tag == in.tag {
-			delete(l.entries, k)
+			delete(b.entries, k)
 			e.waiting = nil
 			dropped = dropped.with(e)
 		}
 	}
-	in.queues[l.index] = queue{}
-	for i, other := range l.ring {
+	if in.queue.inRing {
+		b.queued -= in.queue.length
+	}
+	in.queue = queue{}
+	for i, other := range b.ring {
 		if other == in {
-			l.ring = append(l.ring[:i:i], l.ring[i+1:]...)
+			b.ring = append(b.ring[:i:i], b.ring[i+1:]...)
 			break
 		}
 	}
-	l.mu.Unlock()
+	b.mu.Unlock()
 	in.settled(dropped)
 }
 
-// unwritten counts the instances of which something waits; those of shards without
-// a fence as well.
-func (l *lane) unwritten() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.entries)
-}
-
-// busySince says since when an attempt has been under way.
-func (l *lane) busySince() (time.Time, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.busy, !l.busy.IsZero()
-}
-
-// turn says that an attempt begins.
-func (l *lane) turn() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.busy = time.Now()
-}
-
-// oldest gives when the update was heard that has waited longest in this lane
-// for an intake; zero if none waits. It looks at the head of the queue, which
+// oldest gives when the update was heard that has waited longest for an intake;
+// zero if none waits. It looks at the head of the queue, which
 // was the first to be queued.
-func (l *lane) oldest(in *Intake) time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if head := in.queues[l.index].head; head != nil && head.waiting != nil {
+func (b *backlog) oldest(in *Intake) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if head := in.queue.head; head != nil && head.waiting != nil {
 		return head.waiting.FirstAt
 	}
 	return time.Time{}
