@@ -102,6 +102,7 @@ func (p *program) serve() *cobra.Command {
 		// app.Run, which may run more than once in one.
 		publish.LogDriver(p.log.With("component", "redis"))
 		defer relaxCollector()()
+		defer spareProcessors()()
 		version, revision := build()
 		return profiles.around(func() error {
 			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log, LogLevel: &p.level})
