@@ -123,10 +123,10 @@ func TestDeletesOfTheOutboxThatFail(t *testing.T) {
 	}
 }
 
-// A lane that has gone quiet removes what was published from the outbox, be
+// When it is quiet what was published is removed from the outbox, be
 // the publisher slow or the delete in vain at first; nothing more has to
 // happen for it.
-func TestQuietLaneEmptiesTheOutbox(t *testing.T) {
+func TestOutboxIsEmptiedWhenQuiet(t *testing.T) {
 	bubbletest.Test(t, func(t *testing.T) {
 		db := &forgetful{fakeStore: newFakeStore(), how: []failure{failBefore}}
 		in, stop := ownForgetful(t, db, &slow{takes: 3 * time.Second})

@@ -61,7 +61,7 @@ type Publisher interface {
 type Config struct {
 	// Owner names this incarnation of the replica.
 	Owner string
-	// Lanes is the number of batches in flight; 2 if 0.
+	// Lanes is the number of batches that may be in flight; 2 if 0.
 	Lanes int
 	// BatchLimit bounds the instances in a batch; 500 if 0.
 	BatchLimit int

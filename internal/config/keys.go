@@ -148,7 +148,7 @@ func keys(c *Config) []settings.Key {
 		{Path: "lifecycle.sink", Env: "TRESTLE_LIFECYCLE_SINK", Usage: "where lifecycle events go: none, log, or an HTTP URL",
 			Value: settings.Masked{To: &c.Lifecycle.Sink, What: whatSink, Check: lifecycleSink}},
 
-		{Path: "pipeline.lanes", Env: "TRESTLE_PIPELINE_LANES", Usage: "lanes that write at once",
+		{Path: "pipeline.lanes", Env: "TRESTLE_PIPELINE_LANES", Usage: "batches that are written at once",
 			Value: settings.Whole{To: &c.Pipeline.Lanes, Min: 1, Max: 256}},
 		{Path: "pipeline.batchLimit", Usage: "changes in one commit",
 			Value: settings.Whole{To: &c.Pipeline.BatchLimit, Min: 1, Max: 10_000}},

@@ -16,8 +16,7 @@
 //     and counted as live heap they would cost twice their size. They become
 //     resident as they are used.
 //
-// A Book is not safe for concurrent use. Owner: the pipeline, whose lanes have
-// one each.
+// A Book is not safe for concurrent use. Owner: the pipeline.
 package trace
 
 import (
