@@ -374,7 +374,7 @@ func TestKilledInMidStream(t *testing.T) {
 func TestKilledWithAFullOutbox(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	p := w.serve()
+	p := w.serve("--pipeline.batchLimit=50") // a batch is a row of the outbox for each cluster
 	work := loadtest.Work{Shape: loadtest.Storm, Seed: 2, Clusters: 2, Instances: 300, Odd: 0.3}
 	w.play(loadtest.Config{Work: work, Begin: w.redis.Down}, func(test *loadtest.Test) {
 		w.until("the outbox fills", func() bool { return w.outboxRows() >= 5 })
