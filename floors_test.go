@@ -200,7 +200,7 @@ func TestBubblesSuitTheRaceDetector(t *testing.T) {
 		if p == "internal/bubbletest" {
 			continue
 		}
-		files, err := filepath.Glob(filepath.Join(p, "*_test.go"))
+		files, err := filepath.Glob(filepath.Join(p, "*.go"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -364,13 +364,11 @@ func (b *backlog) take(l *lane, limit int) []*entry {
 	}
 	b.queued -= len(batch)
 	b.underWay++
-	l.began, l.slow = time.Now(), false
-	l.patience.Reset(smallTurn)
 	b.wakeLane()
 	return batch
 }
 
-// takesLong is called when a lane's batch has been under way for smallTurn.
+// takesLong is called when a lane's attempt has been under way for smallTurn.
 func (b *backlog) takesLong(l *lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -382,11 +380,12 @@ func (b *backlog) takesLong(l *lane) {
 	b.wakeLane()
 }
 
-// attempts notes when a lane begins an attempt to write its batch.
-func (b *backlog) attempts(l *lane, at time.Time) {
+// attempts notes that a lane begins an attempt to write its batch.
+func (b *backlog) attempts(l *lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	l.attempting = at
+	l.began = time.Now()
+	l.patience.Reset(smallTurn)
 }
 
 // attemptedSince says since when a lane's attempt has been under way; zero if none
@@ -394,7 +393,7 @@ func (b *backlog) attempts(l *lane, at time.Time) {
 func (b *backlog) attemptedSince(l *lane) time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return l.attempting
+	return l.began
 }
 
 // ended says that a lane's batch is under way no more.
@@ -406,7 +405,7 @@ func (b *backlog) ended(l *lane) {
 	if l.slow {
 		b.slow--
 	}
-	l.began, l.attempting, l.slow = time.Time{}, time.Time{}, false
+	l.began, l.slow = time.Time{}, false
 }
 
 // release ends the flight of entries. Each is remembered as its outcome says, as
@@ -478,9 +477,6 @@ func (b *backlog) recall(in *Intake, rows []store.InstanceVersion) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, row := range rows {
-		if !in.id.Contains(row.ID) {
-			continue
-		}
 		k := key{row.ID, in.tag}
 		if _, heard := b.entries[k]; !heard && !b.known.Contains(k) {
 			b.known.Add(k, memory{version: row.Version, recalled: true})
@@ -556,4 +552,11 @@ func wakeUp(wake chan struct{}) {
 	case wake <- struct{}{}:
 	default:
 	}
+}
+
+// idleTimer gives a timer that does not run yet, and calls f when it ends.
+func idleTimer(f func()) *time.Timer {
+	t := time.AfterFunc(time.Hour, f)
+	t.Stop()
+	return t
 }

@@ -223,6 +223,9 @@ func (in *Intake) Remember(poison []store.Poison) {
 	}
 }
 
+// recallRows is how many rows are recalled before others have their turn.
+const recallRows = 4096
+
 // Recall tells which version each row of the cluster has, as read says, so that
 // what a snapshot brings of those that have not changed is stale at once. Call it
 // after the fence was raised, when nobody else writes the rows any more: what is
@@ -234,7 +237,10 @@ func (in *Intake) Recall(read func(limit int) ([]store.InstanceVersion, error)) 
 	in.mu.Unlock()
 	// The other half is for what the other shards have heard.
 	rows, err := read(max(in.p.cfg.DedupEntries/2, 1))
-	in.p.backlog.recall(in, rows)
+	rows = slices.DeleteFunc(rows, func(row store.InstanceVersion) bool { return !in.id.Contains(row.ID) })
+	for part := range slices.Chunk(rows, recallRows) {
+		in.p.backlog.recall(in, part)
+	}
 	in.mu.Lock()
 	forgotten := in.forgotten
 	in.recalling, in.forgotten = false, nil

@@ -18,8 +18,8 @@ const (
 	// maxPublications bounds the rows of the outbox that wait for Redis; beyond it
 	// they stay in the outbox alone.
 	maxPublications = 128
-	// acknowledgeAfter is how long published rows lie in the outbox if no batch
-	// comes that removes them.
+	// acknowledgeAfter is how long after the last publish its row lies in the
+	// outbox if no batch comes that removes it.
 	acknowledgeAfter = 500 * time.Millisecond
 	// publishTrust is how long after a commit its messages are published without
 	// another look at the database. A process that was held for longer may have
@@ -42,19 +42,15 @@ type outlet struct {
 	// mu guards what follows. It is never held together with another mutex.
 	mu      sync.Mutex
 	pending []publication
-	// acknowledged are rows that were published, the first of them at since. They
-	// are deleted by the next batch, or when it is quiet, which is asked when
-	// that timer ends; armed says that it runs.
+	// acknowledged are rows that were published and are to be deleted, by the next
+	// batch or when quiet ends.
 	acknowledged acknowledgements
-	since        time.Time
 	quiet        *time.Timer
-	armed        bool
 }
 
 func newOutlet(p *Pipeline) *outlet {
 	o := &outlet{p: p, wake: make(chan struct{}, 1)}
-	o.quiet = time.AfterFunc(time.Hour, o.acknowledgeIfQuiet)
-	o.quiet.Stop()
+	o.quiet = idleTimer(func() { p.start(o.acknowledge) })
 	return o
 }
 
@@ -169,30 +165,6 @@ func (o *outlet) acknowledge(ctx context.Context) {
 	rows.confirm()
 }
 
-// acknowledgeIfQuiet deletes the rows that were published, if they have been
-// lying for long enough: while batches come, they never have.
-func (o *outlet) acknowledgeIfQuiet() {
-	o.mu.Lock()
-	o.armed = false
-	lying := time.Since(o.since)
-	due := len(o.acknowledged) > 0 && lying >= acknowledgeAfter
-	if len(o.acknowledged) > 0 && !due {
-		o.arm(acknowledgeAfter - lying)
-	}
-	o.mu.Unlock()
-	if due {
-		o.p.start(o.acknowledge)
-	}
-}
-
-// arm has it asked after a while whether it is quiet. The caller holds mu.
-func (o *outlet) arm(after time.Duration) {
-	if !o.armed {
-		o.armed = true
-		o.quiet.Reset(after)
-	}
-}
-
 type acknowledgements []acknowledgement
 
 func (a acknowledgements) refs() []store.OutboxRef {
@@ -221,11 +193,8 @@ func (o *outlet) takeAcknowledged() acknowledgements {
 func (o *outlet) giveAcknowledged(rows acknowledgements) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.acknowledged) == 0 {
-		o.since = time.Now()
-	}
 	o.acknowledged = append(o.acknowledged, rows...)
-	o.arm(acknowledgeAfter)
+	o.quiet.Reset(acknowledgeAfter)
 }
 
 // announce notes that a row was committed, and that so many recoveries had ended

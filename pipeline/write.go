@@ -23,20 +23,18 @@ const (
 type lane struct {
 	p     *Pipeline
 	index int
-	// patience runs out when a batch takes long.
+	// patience runs out when an attempt takes long.
 	patience *time.Timer
 
-	// The following is guarded by the backlog's mutex: when the batch under way
-	// began, and the attempt to write it; zero if there is none. slow says that
-	// the batch takes long.
-	began, attempting time.Time
-	slow              bool
+	// The following is guarded by the backlog's mutex: when the attempt under way
+	// began, zero if there is none, and whether the batch takes long.
+	began time.Time
+	slow  bool
 }
 
 func newLane(p *Pipeline, index int) *lane {
 	l := &lane{p: p, index: index}
-	l.patience = time.AfterFunc(time.Hour, func() { p.backlog.takesLong(l) })
-	l.patience.Stop()
+	l.patience = idleTimer(func() { p.backlog.takesLong(l) })
 	return l
 }
 
@@ -199,8 +197,8 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	acknowledged := l.p.outlet.takeAcknowledged()
 	batch.Published = acknowledged.refs()
 
+	l.p.backlog.attempts(l)
 	begin := time.Now()
-	l.p.backlog.attempts(l, begin)
 	attempt, cancel := context.WithTimeout(ctx, l.p.cfg.AttemptTimeout)
 	defer cancel()
 	commit, err := l.p.cfg.Store.Apply(attempt, batch)

@@ -45,7 +45,7 @@ func spareProcessors() (stop func()) {
 			have := runtime.GOMAXPROCS(0)
 			switch want := s.look(have, float64(usedNow-used)/float64(now.Sub(at))); {
 			case want == all:
-				runtime.SetDefaultGOMAXPROCS()
+				runtime.SetDefaultGOMAXPROCS() // nothing, if it has them
 			case want < have:
 				runtime.GOMAXPROCS(want)
 			}

@@ -7,8 +7,7 @@ import (
 )
 
 func TestSparing(t *testing.T) {
-	looks := func(used ...float64) []float64 { return used }
-	calm := func(used float64) []float64 { return slices.Repeat(looks(used), calmLooks) }
+	calm := func(used float64) []float64 { return slices.Repeat([]float64{used}, calmLooks) }
 	for name, c := range map[string]struct {
 		have int
 		used []float64
@@ -20,17 +19,15 @@ func TestSparing(t *testing.T) {
 		"more than one":             {2, calm(0.8), 2},
 		"some of many":              {8, calm(2), 3},
 		"a little in the mean":      {2, append(calm(0)[1:], 1.6), 1},
-		"all of one":                {1, looks(0.9), all},
-		"all of several":            {4, looks(3.5), all},
+		"all of one":                {1, []float64{0.9}, all},
+		"all of several":            {4, []float64{3.5}, all},
 		"enough of one":             {1, calm(0.8), 1},
-		"begins anew after a storm": {2, slices.Concat(calm(0)[1:], looks(1.9), calm(0)[1:]), 2},
+		"begins anew after a storm": {2, slices.Concat(calm(0)[1:], []float64{1.9}, calm(0)[1:]), 2},
 	} {
 		var s sparing
 		got := c.have
 		for _, used := range c.used {
-			if got = s.look(c.have, used); got == all {
-				c.have = max(c.have, c.want)
-			}
+			got = s.look(c.have, used)
 		}
 		if got != c.want {
 			t.Errorf("%s: %d processors, want %d", name, got, c.want)
