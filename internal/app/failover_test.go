@@ -4,12 +4,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/trestle-bridge/trestle/internal/config"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 )
 
@@ -18,7 +16,6 @@ import (
 func TestChangesOverAChangeOfLeaders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, plan{instances: 2})
-	calm := func(c *config.Config) { c.Etcd.Lease = 10 * time.Second }
 	byName := map[string]*service{}
 	for range 3 {
 		s := w.serve(calm)

@@ -669,6 +669,10 @@ func (b *logBuffer) logger() *slog.Logger {
 	return slog.New(slog.NewJSONHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
+// calm is for tests in which no replica is to be taken for dead: a machine that
+// stands still for a while costs none of them its lease.
+func calm(c *config.Config) { c.Etcd.Lease = time.Minute }
+
 // serve starts the service, and stops it when the test ends: then it must end
 // well, with nothing left.
 func (w *world) serve(change ...func(*config.Config)) *service {

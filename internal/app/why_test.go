@@ -5,14 +5,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	grpcstatus "google.golang.org/grpc/status"
 
-	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/loadtest/script"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 )
@@ -63,7 +61,6 @@ func story(r *trestlev1.TraceInstanceResponse, first int64) string {
 // pair starts two replicas, the first of which carries all shards, and stays so.
 func (w *world) pair() (services [2]*service, o *operator) {
 	w.t.Helper()
-	calm := func(c *config.Config) { c.Etcd.Lease = 10 * time.Second }
 	services[0] = w.serve(calm)
 	o = w.operator(services[0])
 	w.until("the first replica carries all", func() bool {

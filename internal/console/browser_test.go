@@ -191,6 +191,9 @@ func pageExplains(t *testing.T, browser context.Context) {
 	eval[string](b, `location.hash = "#cluster=eu99"`)
 	b.until(`document.getElementById("explanation-body").innerText.includes('there is no shard of a cluster "eu99"')`)
 	b.forgive("404")
+	// The next one is asked for before the browser has told that this one is closed.
+	eval[string](b, `(document.getElementById("explanation").close(), location.hash = "#cluster=eu02")`)
+	b.until(`document.getElementById("explanation-title").innerText === "eu02" && document.querySelector("#explanation dl")`)
 	eval[struct{}](b, `(document.getElementById("explanation-close").click(), {})`)
 	b.until(`!document.getElementById("explanation").open && location.hash === ""`)
 	b.until(`document.getElementById("health").innerText.includes("1 change refused: eu02 1")`)

@@ -23,10 +23,12 @@ export class Explanation {
       if (event.target === this.dialog) this.dialog.close();
     });
     this.dialog.addEventListener("close", () => {
+      // The browser tells it a frame later, when another cluster may be wanted, or shown.
+      if (this.dialog.open) return;
       clearTimeout(this.timer);
       this.asked?.abort();
+      if (wanted() === this.cluster) history.replaceState(null, "", location.pathname + location.search);
       this.cluster = undefined;
-      if (wanted() !== undefined) history.replaceState(null, "", location.pathname + location.search);
     });
     window.addEventListener("hashchange", () => this.follow());
     this.follow();
@@ -39,7 +41,7 @@ export class Explanation {
       if (this.dialog.open) this.dialog.close();
       return;
     }
-    if (cluster === this.cluster) return;
+    if (cluster === this.cluster && this.dialog.open) return;
     this.cluster = cluster;
     byId("explanation-title").replaceChildren(name(cluster));
     this.body.replaceChildren(h("p", { class: "empty" }, "One moment …"));
