@@ -10,7 +10,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
-	"github.com/trestle-bridge/trestle/internal/event"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -44,17 +43,6 @@ func (s *forgetful) left() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.outbox)
-}
-
-// slow takes its time for each publish.
-type slow struct {
-	fakePublisher
-	takes time.Duration
-}
-
-func (p *slow) Publish(ctx context.Context, sets []event.Set) error {
-	time.Sleep(p.takes) // of a synctest
-	return p.fakePublisher.Publish(ctx, sets)
 }
 
 // ownForgetful gives an intake of a pipeline that has nothing else.
@@ -129,7 +117,7 @@ func TestDeletesOfTheOutboxThatFail(t *testing.T) {
 func TestOutboxIsEmptiedWhenQuiet(t *testing.T) {
 	bubbletest.Test(t, func(t *testing.T) {
 		db := &forgetful{fakeStore: newFakeStore(), how: []failure{failBefore}}
-		in, stop := ownForgetful(t, db, &slow{takes: 3 * time.Second})
+		in, stop := ownForgetful(t, db, &fakePublisher{takes: 3 * time.Second})
 		defer stop()
 		db.insert(instance(1))
 		offer(t, in, heard(t, instance(1), 1, "one"))

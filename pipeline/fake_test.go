@@ -200,8 +200,11 @@ func (s *fakeStore) row(id status.InstanceID) fakeRow {
 	return *s.rows[id]
 }
 
-// fakePublisher records what was published, and can be told to fail.
+// fakePublisher records what was published, and can be told to fail, or to take
+// its time.
 type fakePublisher struct {
+	takes time.Duration // for each publish; of a bubble
+
 	mu        sync.Mutex
 	published []event.Instance
 	fail      func(attempt int) bool
@@ -209,6 +212,7 @@ type fakePublisher struct {
 }
 
 func (p *fakePublisher) Publish(_ context.Context, sets []event.Set) error {
+	time.Sleep(p.takes)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.attempts++

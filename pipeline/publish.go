@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// maxPublications bounds the rows of the outbox that wait for Redis; beyond it
-	// they stay in the outbox alone.
-	maxPublications = 128
+	// maxPending bounds the messages that wait for Redis; beyond it they stay in the
+	// outbox alone. It counts messages and not rows of the outbox: one batch has as
+	// many rows as shards.
+	maxPending = 10_000
 	// acknowledgeAfter is how long after the last publish its row lies in the
 	// outbox if no batch comes that removes it.
 	acknowledgeAfter = 500 * time.Millisecond
@@ -42,6 +43,7 @@ type outlet struct {
 	// mu guards what follows. It is never held together with another mutex.
 	mu      sync.Mutex
 	pending []publication
+	waiting int // messages in pending
 	// acknowledged are rows that were published and are to be deleted, by the next
 	// batch or when quiet ends.
 	acknowledged acknowledgements
@@ -71,9 +73,10 @@ func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 		return
 	}
 	o.mu.Lock()
-	room := len(o.pending) < maxPublications
+	room := o.waiting < maxPending
 	o.mu.Unlock()
 	var direct []publication
+	messages := 0
 	now := time.Now()
 	for _, row := range rows {
 		of := shares[row.Ref.Shard]
@@ -82,6 +85,7 @@ func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 		}
 		if of.in.announce(of.recoveries) {
 			direct = append(direct, publication{of.in, row, now})
+			messages += row.Events.Len()
 		}
 	}
 	if len(direct) == 0 {
@@ -89,6 +93,7 @@ func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 	}
 	o.mu.Lock()
 	o.pending = append(o.pending, direct...)
+	o.waiting += messages
 	o.mu.Unlock()
 	wakeUp(o.wake)
 }
@@ -103,7 +108,7 @@ func (o *outlet) run(ctx context.Context) {
 		}
 		o.mu.Lock()
 		pending := o.pending
-		o.pending = nil
+		o.pending, o.waiting = nil, 0
 		o.mu.Unlock()
 
 		var sets []event.Set
