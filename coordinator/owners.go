@@ -35,6 +35,22 @@ func (c *Coordinator) Carriers(cluster string) (carriers []Carrier, settled bool
 	return carriers, settled
 }
 
+// Listeners are the incarnations and peer addresses of all who may hear the shards
+// of a cluster: those who carry them, and those who prepare to.
+func (c *Coordinator) Listeners(cluster string) map[string]string {
+	listeners := make(map[string]string)
+	c.link.Look(func(v *table.View) {
+		for id, stored := range v.Shards {
+			for _, incarnation := range []string{stored.Value.Owner, stored.Value.Next} {
+				if id.Cluster == cluster && incarnation != "" {
+					listeners[incarnation] = v.Members[incarnation].Value.Peer
+				}
+			}
+		}
+	})
+	return listeners
+}
+
 // Assigned says whether a shard has an owner, or is about to have one.
 func (c *Coordinator) Assigned(id shard.ID) (assigned bool) {
 	c.link.Look(func(v *table.View) {

@@ -33,8 +33,9 @@ type memory struct {
 	noted      trace.Ref // where in the trace
 	kind       kind
 	// recalled says that the version is that of the row, and that nothing was
-	// heard of the instance yet.
-	recalled bool
+	// heard of the instance yet; unsure that it was, before the fence was raised,
+	// and that nothing newer was heard yet: the owner before may have written more.
+	recalled, unsure bool
 }
 
 // stranger is what is remembered of an instance that no row knows, or that is
@@ -215,7 +216,7 @@ func (m *memory) judge(h status.Heard, generation uint32) verdict {
 		m.generation = generation
 	}
 	switch {
-	case h.Hash == m.hash:
+	case h.Hash == m.hash && !(m.unsure && h.Version > m.version):
 		// The row keeps the older version, but what is heard from now on
 		// has to be above this one.
 		m.version = max(m.version, h.Version)
@@ -225,7 +226,7 @@ func (m *memory) judge(h status.Heard, generation uint32) verdict {
 	case h.Version != 0 && h.Version <= m.version:
 		if h.Version == m.version && m.hash == 0 {
 			// This is what the row says, so what comes next may repeat it.
-			m.hash, m.recalled = h.Hash, false
+			m.hash, m.recalled = h.Hash, m.unsure
 		}
 		return verdictStale
 	}
@@ -250,7 +251,7 @@ func (b *backlog) add(in *Intake, h status.Heard, change *status.Change) bool {
 			e.noted = s.noted
 		}
 	}
-	unheard := e.inFlight == nil && e.waiting == nil && e.hash == 0 && (e.version == 0 || e.recalled)
+	unheard := e.inFlight == nil && e.waiting == nil && (e.unsure || e.hash == 0 && (e.version == 0 || e.recalled))
 	if v := e.judge(h, in.generation.Load()); v != verdictFresh && (!unheard || e.recalled) {
 		b.decided.skip(k, &e.noted, v, h)
 		return false
@@ -268,7 +269,7 @@ func (b *backlog) add(in *Intake, h status.Heard, change *status.Change) bool {
 		return false
 	}
 	e.version = max(e.version, h.Version)
-	e.hash, e.kind, e.recalled = h.Hash, kindOf(change.Kind), false
+	e.hash, e.kind, e.recalled, e.unsure = h.Hash, kindOf(change.Kind), false, false
 	if !h.Snapshot {
 		e.generation = in.generation.Load()
 	}
@@ -473,13 +474,13 @@ func (b *backlog) remember(in *Intake, row store.Poison) {
 
 // recall notes what the rows are known to have, of instances of which nothing else
 // is remembered.
-func (b *backlog) recall(in *Intake, rows []store.InstanceVersion) {
+func (b *backlog) recall(in *Intake, rows []store.InstanceVersion, unsure bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, row := range rows {
 		k := key{row.ID, in.tag}
 		if _, heard := b.entries[k]; !heard && !b.known.Contains(k) {
-			b.known.Add(k, memory{version: row.Version, recalled: true})
+			b.known.Add(k, memory{version: row.Version, recalled: true, unsure: unsure})
 		}
 	}
 }

@@ -228,10 +228,12 @@ const recallRows = 4096
 
 // Recall tells which version each row of the cluster has, as read says, so that
 // what a snapshot brings of those that have not changed is stale at once. Call it
-// after the fence was raised, when nobody else writes the rows any more: what is
-// forgotten meanwhile stays forgotten. Read is told how many there is room for; an
-// error is its own.
-func (in *Intake) Recall(read func(limit int) ([]store.InstanceVersion, error)) error {
+// before that snapshot is offered. Raised says that the fence was raised, and that
+// nobody else writes the rows any more. Before that, whoever forgets rows because a
+// sweep has stopped them has to forget them here too: all others are at least at
+// what they were. What is forgotten meanwhile stays forgotten. Read is told how many
+// there is room for; an error is its own.
+func (in *Intake) Recall(raised bool, read func(limit int) ([]store.InstanceVersion, error)) error {
 	in.mu.Lock()
 	in.recalling = true
 	in.mu.Unlock()
@@ -239,7 +241,7 @@ func (in *Intake) Recall(read func(limit int) ([]store.InstanceVersion, error)) 
 	rows, err := read(max(in.p.cfg.DedupEntries/2, 1))
 	rows = slices.DeleteFunc(rows, func(row store.InstanceVersion) bool { return !in.id.Contains(row.ID) })
 	for part := range slices.Chunk(rows, recallRows) {
-		in.p.backlog.recall(in, part)
+		in.p.backlog.recall(in, part, !raised)
 	}
 	in.mu.Lock()
 	forgotten := in.forgotten

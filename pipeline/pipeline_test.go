@@ -680,7 +680,7 @@ func TestRecall(t *testing.T) {
 	in.Seamless()
 	offer(t, in, heard(t, instance(2), 8, "heard before"))
 	var room int
-	err = in.Recall(func(limit int) ([]store.InstanceVersion, error) {
+	err = in.Recall(true, func(limit int) ([]store.InstanceVersion, error) {
 		room = limit
 		in.Forget([]status.InstanceID{instance(0)})
 		return versions, nil
@@ -720,6 +720,67 @@ func TestRecall(t *testing.T) {
 	}
 	if got := db.row(instance(2)).message; got != "heard before" {
 		t.Errorf("the row of what was heard before is %q", got)
+	}
+	b.stop()
+}
+
+// TestRecallBeforeTheFence: while a shard is prepared, the owner before goes on
+// writing. What the rows have already does not wait; what is newer is written as the
+// first that was heard, also if it is what was heard before: the row may have been
+// something else in between.
+func TestRecallBeforeTheFence(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const same, changed, back, repeated, swept = 1, 2, 3, 4, 5
+	var versions []store.InstanceVersion
+	for n := same; n <= swept; n++ {
+		db.rows[instance(n)] = &fakeRow{7, "a"}
+		versions = append(versions, store.InstanceVersion{ID: instance(n), Version: 7})
+	}
+	if err := in.Recall(false, func(int) ([]store.InstanceVersion, error) { return versions, nil }); err != nil {
+		t.Fatal(err)
+	}
+	in.Forget([]status.InstanceID{instance(swept)})
+	in.Subscribed()
+	for n := same; n <= swept; n++ {
+		h := heard(t, instance(n), 7, "a")
+		h.Snapshot = true
+		offer(t, in, h)
+	}
+	if n := in.Waiting(); n != 1 {
+		t.Errorf("%d instances wait, want the one that a sweep has stopped", n)
+	}
+	// The owner before, and a gap in what is heard here.
+	db.rows[instance(back)] = &fakeRow{8, "b"}
+	offer(t, in, heard(t, instance(changed), 8, "b"))
+	offer(t, in, heard(t, instance(back), 9, "a"))
+	offer(t, in, heard(t, instance(repeated), 8, "a"))
+	in.Seamless()
+	if err := in.Own(db.raise(in.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, in)
+	firsts := make(map[status.InstanceID]bool)
+	for _, batch := range db.batches {
+		for _, e := range batch.Entries {
+			firsts[e.Change.ID] = e.Change.First
+		}
+	}
+	want := map[status.InstanceID]bool{
+		instance(changed): true, instance(back): true, instance(repeated): true, // which the database compares
+		instance(swept): true,
+	}
+	if !maps.Equal(firsts, want) {
+		t.Errorf("written, and whether as the first: %v, want %v", firsts, want)
+	}
+	for n, want := range map[int]fakeRow{same: {7, "a"}, changed: {8, "b"}, back: {9, "a"}} {
+		if got := db.row(instance(n)); got != want {
+			t.Errorf("row %d is %v, want %v", n, got, want)
+		}
 	}
 	b.stop()
 }
@@ -777,7 +838,7 @@ func TestRecallFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Recall(func(int) ([]store.InstanceVersion, error) { return nil, errAway }); !errors.Is(err, errAway) {
+	if err := in.Recall(true, func(int) ([]store.InstanceVersion, error) { return nil, errAway }); !errors.Is(err, errAway) {
 		t.Errorf("recall: %v", err)
 	}
 	b.stop()

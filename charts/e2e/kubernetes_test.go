@@ -284,8 +284,8 @@ func (w *world) drain(step func(string, int, func()) map[int]int) {
 			}()
 		}
 		for left := len(busy); left > 0; {
-			if n := w.deployment().Status.AvailableReplicas; n < 2 {
-				w.t.Errorf("%d replicas are available in the drain, want 2 of 3", n)
+			if n := w.deployment().Status.ReadyReplicas; n < 2 {
+				w.t.Errorf("%d replicas are ready in the drain, want 2 of 3", n)
 			}
 			select {
 			case err := <-drained:

@@ -183,7 +183,7 @@ func (w *world) pods() []pod {
 // deployment is how many replicas are wanted and available.
 type deployment struct {
 	Spec   struct{ Replicas int }
-	Status struct{ AvailableReplicas int }
+	Status struct{ ReadyReplicas int }
 }
 
 func (w *world) deployment() (d deployment) {

@@ -150,14 +150,14 @@ func (f *fleet) CaughtUp(ctx context.Context, cluster string, since time.Time) (
 	return true, nil
 }
 
-// Forget makes the cluster's owners forget what they have heard of these
-// instances.
+// Forget makes the cluster's owners, and who is about to be one, forget what they
+// know of these instances.
 func (f *fleet) Forget(ctx context.Context, cluster string, ids []status.InstanceID) error {
 	var errs []error
-	for who := range f.carriers(cluster) {
-		if who.Incarnation == f.me {
+	for incarnation, peer := range f.coordinator.Listeners(cluster) {
+		if incarnation == f.me {
 			f.worker.Forget(cluster, ids)
-		} else if err := f.peers.Forget(ctx, who.Peer, cluster, ids); err != nil {
+		} else if err := f.peers.Forget(ctx, peer, cluster, ids); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -160,6 +160,12 @@ func (w *Worker) Prepare(ctx context.Context, id shard.ID) error {
 		if m, err = w.open(ctx, id); err != nil {
 			return fmt.Errorf("prepare %s: %w", id, err)
 		}
+		// What the rows have already need not be written when they are handed over,
+		// before what is heard then. Without a database nothing is handed over, but
+		// whoever prepares may wait for it.
+		if err := w.recall(ctx, m, false); err != nil && ctx.Err() == nil {
+			m.log.Warn("the versions of the rows are not known: all that a snapshot brings will be written", "error", err)
+		}
 		if err := w.hear(m); err != nil {
 			return fmt.Errorf("prepare %s: %w", id, err)
 		}
@@ -201,7 +207,7 @@ func (w *Worker) Own(ctx context.Context, fence shard.Fence) error {
 	case m == nil:
 		m, err = w.openRecalled(ctx, id)
 	case m.intake.Partial():
-		err = w.recall(ctx, m)
+		err = w.recall(ctx, m, true)
 	}
 	if err != nil {
 		return fmt.Errorf("own %s: %w", id, err)
@@ -215,7 +221,7 @@ func (w *Worker) openRecalled(ctx context.Context, id shard.ID) (*member, error)
 	if err != nil {
 		return nil, err
 	}
-	if err = w.recall(ctx, m); err == nil {
+	if err = w.recall(ctx, m, true); err == nil {
 		err = w.hear(m)
 	}
 	if err != nil {
@@ -225,9 +231,10 @@ func (w *Worker) openRecalled(ctx context.Context, id shard.ID) (*member, error)
 	return m, nil
 }
 
-// recall makes a member's intake know what the rows have.
-func (w *Worker) recall(ctx context.Context, m *member) error {
-	return m.intake.Recall(func(limit int) ([]store.InstanceVersion, error) {
+// recall makes a member's intake know what the rows have, or had before the fence
+// was raised.
+func (w *Worker) recall(ctx context.Context, m *member, raised bool) error {
+	return m.intake.Recall(raised, func(limit int) ([]store.InstanceVersion, error) {
 		begun := time.Now()
 		versions, err := w.cfg.Versions(ctx, m.id.Cluster, limit)
 		m.log.Debug("versions of the cluster's rows read", "rows", len(versions), "took", time.Since(begun))
