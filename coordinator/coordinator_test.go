@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -679,6 +680,33 @@ func TestCommands(t *testing.T) {
 		}
 		if err := b.c.Do(t.Context(), Command{Kind: CommandFreeze}); !errors.Is(err, ErrCommand) {
 			t.Errorf("a command without reason and author: %v", err)
+		}
+	})
+}
+
+// Who prepares a shard is told what its owner is told, and nobody else.
+func TestListeners(t *testing.T) {
+	in(t, 2, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c")
+		from := w.owners()[shard.Whole("c00")]
+		to := w.node("a")
+		if to.inc == from {
+			to = w.node("b")
+		}
+		listeners := func() []string {
+			return slices.Sorted(maps.Keys(w.leader().c.Listeners("c00")))
+		}
+		if got := listeners(); !slices.Equal(got, []string{from}) {
+			t.Errorf("before the move: %v, want %s", got, from)
+		}
+		w.do(Command{Kind: CommandPin, Shard: "c00", Replica: to.name})
+		time.Sleep(subscribing / 2)
+		if got, want := listeners(), slices.Sorted(slices.Values([]string{from, to.inc})); !slices.Equal(got, want) {
+			t.Errorf("while it is prepared: %v, want %v", got, want)
+		}
+		time.Sleep(10 * time.Second)
+		if got := listeners(); !slices.Equal(got, []string{to.inc}) {
+			t.Errorf("after the move: %v, want %s", got, to.inc)
 		}
 	})
 }

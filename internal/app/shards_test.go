@@ -10,6 +10,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/loadtest/sim"
 	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
+	"github.com/trestle-bridge/trestle/proto/wsman"
 )
 
 // operator asks one replica's ShardService.
@@ -212,6 +213,43 @@ func TestOperatorsMoveShards(t *testing.T) {
 		if s.logs(`"msg":"call failed"`) {
 			t.Error("a call has failed")
 		}
+	}
+}
+
+// A planned move writes nothing of what has not changed.
+func TestMoveWritesNothingAgain(t *testing.T) {
+	t.Parallel()
+	const instances = 20
+	w := newWorld(t, plan{instances: instances})
+	owner := w.serve(calm)
+	w.heard(2)
+	for n := range instances {
+		w.say(n, w.status(n, 3, func(s *wsman.WorkspaceStatus) { s.Phase = wsman.WorkspacePhase_RUNNING }))
+	}
+	w.until("all run", func() bool {
+		for n := range instances {
+			if w.text(n, "phase") != "running" {
+				return false
+			}
+		}
+		return true
+	})
+	next := w.serve(calm)
+	o := w.operator(owner)
+	w.until("there are two replicas", func() bool {
+		response, err := o.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
+		return err == nil && len(response.GetReplicas()) == 2
+	})
+	o.did(o.Pin(w.ctx, &trestlev1.PinRequest{Shard: clusterName(0), Replica: next.config.Replica.ID, Reason: "a test", Author: "ann"}))
+	w.until("the shard rests with the other one", func() bool {
+		list := o.shards(next.config.Replica.ID)
+		return len(list) == 1 && rests(list[0], next.config.Replica.ID)
+	})
+	// What waited is written before this.
+	w.say(0, w.status(0, 4, func(s *wsman.WorkspaceStatus) { s.Phase = wsman.WorkspacePhase_STOPPING }))
+	w.until("an update goes on", func() bool { return w.text(0, "phase") == "stopping" })
+	if n := next.metric("trestle_pipeline_changes_total"); n != 1 {
+		t.Errorf("the new owner has written %v changes, want that of the one update", n)
 	}
 }
 
