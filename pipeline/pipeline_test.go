@@ -662,6 +662,20 @@ func TestPreparedShardHearsALargeSnapshotToItsEnd(t *testing.T) {
 	b.stop()
 }
 
+// firsts says of each instance that was written whether it was as the first that
+// was heard.
+func (s *fakeStore) firsts() map[status.InstanceID]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	firsts := make(map[status.InstanceID]bool)
+	for _, batch := range s.batches {
+		for _, e := range batch.Entries {
+			firsts[e.Change.ID] = e.Change.First
+		}
+	}
+	return firsts
+}
+
 // TestRecall: what the rows are known to have is stale before it is decoded, and
 // what is newer is written as the first that was heard.
 func TestRecall(t *testing.T) {
@@ -701,19 +715,13 @@ func TestRecall(t *testing.T) {
 		offer(t, in, h)
 	}
 	drain(t, in)
-	firsts := make(map[status.InstanceID]bool)
-	for _, batch := range db.batches {
-		for _, e := range batch.Entries {
-			firsts[e.Change.ID] = e.Change.First
-		}
-	}
 	want := map[status.InstanceID]bool{
 		instance(0): true, // a sweep may have changed it since it was read
 		instance(1): true,
 		instance(2): true,
 	}
-	if !maps.Equal(firsts, want) {
-		t.Errorf("written, and whether as the first: %v, want %v", firsts, want)
+	if got := db.firsts(); !maps.Equal(got, want) {
+		t.Errorf("written, and whether as the first: %v, want %v", got, want)
 	}
 	if got := db.row(instance(1)); got != (fakeRow{8, "as a snapshot says"}) {
 		t.Errorf("the row that has changed is %v", got)
@@ -764,18 +772,12 @@ func TestRecallBeforeTheFence(t *testing.T) {
 		t.Fatal(err)
 	}
 	drain(t, in)
-	firsts := make(map[status.InstanceID]bool)
-	for _, batch := range db.batches {
-		for _, e := range batch.Entries {
-			firsts[e.Change.ID] = e.Change.First
-		}
-	}
 	want := map[status.InstanceID]bool{
 		instance(changed): true, instance(back): true, instance(repeated): true, // which the database compares
 		instance(swept): true,
 	}
-	if !maps.Equal(firsts, want) {
-		t.Errorf("written, and whether as the first: %v, want %v", firsts, want)
+	if got := db.firsts(); !maps.Equal(got, want) {
+		t.Errorf("written, and whether as the first: %v, want %v", got, want)
 	}
 	for n, want := range map[int]fakeRow{same: {7, "a"}, changed: {8, "b"}, back: {9, "a"}} {
 		if got := db.row(instance(n)); got != want {
