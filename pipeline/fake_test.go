@@ -200,6 +200,20 @@ func (s *fakeStore) row(id status.InstanceID) fakeRow {
 	return *s.rows[id]
 }
 
+// firsts says of each instance that was written whether it was as the first that
+// was heard.
+func (s *fakeStore) firsts() map[status.InstanceID]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	firsts := make(map[status.InstanceID]bool)
+	for _, batch := range s.batches {
+		for _, e := range batch.Entries {
+			firsts[e.Change.ID] = e.Change.First
+		}
+	}
+	return firsts
+}
+
 // fakePublisher records what was published, and can be told to fail, or to take
 // its time.
 type fakePublisher struct {

@@ -662,20 +662,6 @@ func TestPreparedShardHearsALargeSnapshotToItsEnd(t *testing.T) {
 	b.stop()
 }
 
-// firsts says of each instance that was written whether it was as the first that
-// was heard.
-func (s *fakeStore) firsts() map[status.InstanceID]bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	firsts := make(map[status.InstanceID]bool)
-	for _, batch := range s.batches {
-		for _, e := range batch.Entries {
-			firsts[e.Change.ID] = e.Change.First
-		}
-	}
-	return firsts
-}
-
 // TestRecall: what the rows are known to have is stale before it is decoded, and
 // what is newer is written as the first that was heard.
 func TestRecall(t *testing.T) {

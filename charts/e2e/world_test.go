@@ -180,7 +180,7 @@ func (w *world) pods() []pod {
 	return slices.DeleteFunc(list.Items, func(p pod) bool { return p.Metadata.DeletionTimestamp != "" })
 }
 
-// deployment is how many replicas are wanted and available.
+// deployment is how many replicas are wanted and ready.
 type deployment struct {
 	Spec   struct{ Replicas int }
 	Status struct{ ReadyReplicas int }

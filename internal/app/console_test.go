@@ -77,7 +77,7 @@ func TestConsoleShowsTheFleet(t *testing.T) {
 					return false
 				}
 			}
-			return d.Answering.Name == name && d.Answering.Known && d.Fleet.Leader.Name != "" &&
+			return d.Answering.Name == name && d.Answering.Known && d.Fleet.Leader.Name == "replica-1" &&
 				len(d.Replicas) == 2 && len(d.Shards) == 3 && len(owners) == 2
 		})
 	}

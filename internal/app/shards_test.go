@@ -65,6 +65,17 @@ func (o *operator) settled(shards int) bool {
 	return len(list) == shards
 }
 
+// pinToSecond pins the first cluster's shard to the second of two replicas, once the
+// fleet knows both.
+func (o *operator) pinToSecond(second *service) {
+	o.w.t.Helper()
+	o.w.until("there are two replicas", func() bool {
+		response, err := o.ListReplicas(o.w.ctx, &trestlev1.ListReplicasRequest{})
+		return err == nil && len(response.GetReplicas()) == 2
+	})
+	o.did(o.Pin(o.w.ctx, &trestlev1.PinRequest{Shard: clusterName(0), Replica: second.config.Replica.ID, Reason: "a test", Author: "ann"}))
+}
+
 // Operators move shards by way of a replica that does not lead, while updates go
 // on, and nothing is lost or told twice.
 func TestOperatorsMoveShards(t *testing.T) {
@@ -236,11 +247,7 @@ func TestMoveWritesNothingAgain(t *testing.T) {
 	})
 	next := w.serve(calm)
 	o := w.operator(owner)
-	w.until("there are two replicas", func() bool {
-		response, err := o.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
-		return err == nil && len(response.GetReplicas()) == 2
-	})
-	o.did(o.Pin(w.ctx, &trestlev1.PinRequest{Shard: clusterName(0), Replica: next.config.Replica.ID, Reason: "a test", Author: "ann"}))
+	o.pinToSecond(next)
 	w.until("the shard rests with the other one", func() bool {
 		list := o.shards(next.config.Replica.ID)
 		return len(list) == 1 && rests(list[0], next.config.Replica.ID)
@@ -267,11 +274,7 @@ func TestStopWhilePreparing(t *testing.T) {
 	// Without a snapshot the next owner does not get ready.
 	w.clusters[0].SetFaults(sim.Faults{Snapshot: sim.Hang})
 	next := w.serve(calm)
-	w.until("there are two replicas", func() bool {
-		response, err := o.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
-		return err == nil && len(response.GetReplicas()) == 2
-	})
-	o.did(o.Pin(w.ctx, &trestlev1.PinRequest{Shard: clusterName(0), Replica: next.config.Replica.ID, Reason: "a test", Author: "ann"}))
+	o.pinToSecond(next)
 	if err := w.clusters[0].AwaitSubscribers(w.ctx, 2); err != nil {
 		t.Fatal(err)
 	}
