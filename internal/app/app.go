@@ -286,7 +286,7 @@ func Run(ctx context.Context, o Options) error {
 		Clusters: replicas.registry.clusters,
 		Measure:  replicas.worker.Measure,
 		Healthy:  func() bool { return pipe.Healthy() == nil },
-		Probe:    peer.Refuses,
+		Probe:    replicas.peers.Refuses,
 		Sweep: func(cluster string) {
 			if err := sweeper.Request(cluster); err != nil {
 				log.Debug("a cluster whose owner was lost has no round yet; its first one is to come", "cluster", cluster)

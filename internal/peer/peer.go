@@ -27,6 +27,7 @@ import (
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/keepalive"
 	grpcpeer "google.golang.org/grpc/peer"
 	grpcstatus "google.golang.org/grpc/status"
@@ -253,6 +254,14 @@ func (p *Peers) Keep() {
 }
 
 func (p *Peers) client(address string) (peerv1.PeerServiceClient, error) {
+	conn, err := p.conn(address)
+	if err != nil {
+		return nil, err
+	}
+	return peerv1.NewPeerServiceClient(conn), nil
+}
+
+func (p *Peers) conn(address string) (*grpc.ClientConn, error) {
 	if address == "" {
 		return nil, errors.New("the replica has not said where it listens")
 	}
@@ -272,7 +281,7 @@ func (p *Peers) client(address string) (peerv1.PeerServiceClient, error) {
 		}
 		p.conns[address] = conn
 	}
-	return peerv1.NewPeerServiceClient(conn), nil
+	return conn, nil
 }
 
 // call makes one call to a replica.
@@ -344,12 +353,21 @@ func (p *Peers) Sweep(ctx context.Context, address, cluster string, confirm bool
 
 // Refuses says whether an address refuses connections, which is what the
 // address of a process that has died does while its machine lives. Silence is
-// no refusal.
-func Refuses(ctx context.Context, address string) bool {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	if err == nil {
-		_ = conn.Close() // nothing was said
+// no refusal. While the connection to it stands nothing is sent: the end of a
+// process ends its connections.
+func (p *Peers) Refuses(ctx context.Context, address string) bool {
+	p.Keep()
+	conn, err := p.conn(address)
+	if err == nil && conn.GetState() == connectivity.Ready {
 		return false
 	}
-	return errors.Is(err, syscall.ECONNREFUSED)
+	knock, knockErr := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if knockErr != nil {
+		return errors.Is(knockErr, syscall.ECONNREFUSED)
+	}
+	_ = knock.Close() // nothing was said
+	if err == nil {
+		conn.Connect() // for the next time
+	}
+	return false
 }

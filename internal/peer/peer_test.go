@@ -8,11 +8,14 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/trestle-bridge/trestle/internal/status"
@@ -71,6 +74,14 @@ func (r *replica) Confirm(cluster string) error { r.confirmed = cluster; return 
 // can ask it.
 func serve(t *testing.T, r *replica) (string, *Peers) {
 	t.Helper()
+	s, peers := listen(t, r)
+	run(t, s, peers)
+	return s.Addr().String(), peers
+}
+
+// listen makes the server, which does not run yet, and the peers.
+func listen(t *testing.T, r *replica) (*Server, *Peers) {
+	t.Helper()
 	me := newIdentity(t)
 	members := &members{keys: map[string][]string{}}
 	s, err := New(Config{
@@ -80,20 +91,28 @@ func serve(t *testing.T, r *replica) (string, *Peers) {
 		t.Fatal(err)
 	}
 	members.set(s.Addr().String(), me.Fingerprint())
+	return s, NewPeers(me, members.roster)
+}
+
+// run serves until end is called, or the test ends.
+func run(t *testing.T, s *Server, peers *Peers) (end func()) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()
-	peers := NewPeers(me, members.roster)
-	t.Cleanup(func() {
-		if err := peers.Close(); err != nil {
-			t.Error(err)
-		}
+	end = sync.OnceFunc(func() {
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
-	return s.Addr().String(), peers
+	t.Cleanup(func() {
+		if err := peers.Close(); err != nil {
+			t.Error(err)
+		}
+		end()
+	})
+	return end
 }
 
 func TestCaughtUp(t *testing.T) {
@@ -196,26 +215,57 @@ func TestKeep(t *testing.T) {
 	ask()
 }
 
+// counted counts the connections that were made.
+type counted struct {
+	net.Listener
+	made atomic.Int32
+}
+
+func (c *counted) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err == nil {
+		c.made.Add(1)
+	}
+	return conn, err
+}
+
 func TestRefuses(t *testing.T) {
-	at, _ := serve(t, &replica{})
-	if Refuses(t.Context(), at) {
-		t.Error("who listens refuses")
-	}
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := closed.Addr().String()
-	if err := closed.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if !Refuses(t.Context(), address) {
-		t.Error("where nobody listens is no refusal")
-	}
+	s, peers := listen(t, &replica{})
+	connections := &counted{Listener: s.listener}
+	s.listener = connections
+	end := run(t, s, peers)
+	at := s.Addr().String()
+
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	if Refuses(over, at) {
+	if peers.Refuses(over, at) {
 		t.Error("that there was no time is a refusal")
+	}
+	if peers.Refuses(t.Context(), at) {
+		t.Error("who listens refuses")
+	}
+	conn := peers.conns[at]
+	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+		conn.WaitForStateChange(t.Context(), state)
+	}
+	made := connections.made.Load()
+	if peers.Refuses(t.Context(), at) {
+		t.Error("who is connected refuses")
+	}
+	if _, err := peers.CaughtUp(t.Context(), at, nil); err != nil { // on that connection
+		t.Error(err)
+	}
+	if now := connections.made.Load(); now != made {
+		t.Errorf("%d connections were made while one stood", now-made)
+	}
+
+	end()
+	conn.WaitForStateChange(t.Context(), connectivity.Ready)
+	if !peers.Refuses(t.Context(), at) {
+		t.Error("where nobody listens any more is no refusal")
+	}
+	if peers.Refuses(t.Context(), "") {
+		t.Error("an address that is not known refuses")
 	}
 }
 
