@@ -35,7 +35,7 @@ func (s *Store) Apply(ctx context.Context, b Batch) (commit Commit, err error) {
 	if isOutdated(err) {
 		results, err = s.execute(ctx, in, len(b.Entries))
 	}
-	s.scratch.Put(in.arrays)
+	s.scratch.give(in.arrays)
 	if err != nil {
 		return Commit{}, fmt.Errorf("write %d changes: %w", len(b.Entries), err)
 	}
@@ -65,6 +65,7 @@ func (in input) execute(ctx context.Context, conn *pgx.Conn, entries int) ([]Res
 	if err != nil {
 		return nil, fmt.Errorf("prepare: %w", err)
 	}
+	makeRoom(conn.PgConn(), in.params)
 	formats := []int16{1} // binary, for all
 	reader := conn.PgConn().ExecStatement(ctx, prepared, in.params, formats, formats)
 	results := make([]Result, entries)

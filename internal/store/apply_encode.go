@@ -44,11 +44,7 @@ func (s *Store) encodeBatch(b Batch) (input, error) {
 	}
 
 	fences, position := encodeFences(b.Fences)
-	e, ok := s.scratch.Get().(*entryArrays)
-	if !ok {
-		e = newEntryArrays()
-	}
-	e.reset()
+	e := s.scratch.take()
 	for _, i := range order {
 		if err := e.add(i, position[b.Entries[i].Fence], b.Entries[i].Change); err != nil {
 			return input{}, err
@@ -167,14 +163,53 @@ func newEntryArrays() *entryArrays {
 	}
 }
 
-func (e *entryArrays) reset() {
-	e.parts = applyParts{}
-	for _, a := range []*array{
+func (e *entryArrays) all() [24]*array {
+	return [...]*array{
 		&e.position, &e.fence, &e.id, &e.version, &e.ideURL, &e.document, &e.phase, &e.cleared, &e.failed, &e.kept,
 		&e.deployedAt, &e.runningAt, &e.stoppingAt, &e.stoppedAt, &e.hash, &e.first,
 		&e.rung, &e.revived, &e.openStopAt, &e.laterStopAt, &e.further, &e.metrics, &e.measured, &e.steps,
-	} {
+	}
+}
+
+func (e *entryArrays) reset() {
+	e.parts = applyParts{}
+	for _, a := range e.all() {
 		a.reset()
+	}
+}
+
+// scratch keeps the arrays of batches that are done, for later ones. Those of a
+// sync.Pool are not found by a goroutine that has changed its processor, and are
+// lost with every second collection.
+type scratch chan *entryArrays
+
+// mostScratch is how many are kept: more lanes than that are hardly ever of use.
+const mostScratch = 4
+
+// take gives arrays that are empty.
+func (s scratch) take() *entryArrays {
+	select {
+	case e := <-s:
+		e.reset()
+		return e
+	default:
+		return newEntryArrays()
+	}
+}
+
+// give takes arrays back that nobody uses any more. It does not keep what was
+// unusually large.
+func (s scratch) give(e *entryArrays) {
+	size := 0
+	for _, a := range e.all() {
+		size += cap(a.buf)
+	}
+	if size > mostRoom {
+		return
+	}
+	select {
+	case s <- e:
+	default:
 	}
 }
 

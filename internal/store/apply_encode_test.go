@@ -26,7 +26,7 @@ func BenchmarkEncode(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			s := &Store{statements: statements}
+			s := &Store{statements: statements, scratch: make(scratch, 1)}
 			b.ReportAllocs()
 			b.ResetTimer()
 			for done := 0; done < b.N; done += rows {
@@ -34,7 +34,7 @@ func BenchmarkEncode(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				s.scratch.Put(in.arrays)
+				s.scratch.give(in.arrays)
 			}
 		})
 	}

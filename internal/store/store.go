@@ -10,7 +10,6 @@ import (
 	"math"
 	"net"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -66,8 +65,7 @@ type Store struct {
 	lifecycle    bool
 	statements   *applyStatements
 	rowByRow     int
-	// scratch keeps the *entryArrays of batches that are done.
-	scratch sync.Pool
+	scratch      scratch
 	// name tells this process from others that lease the same rows.
 	name string
 }
@@ -100,6 +98,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		lifecycle:    cfg.Lifecycle,
 		statements:   statements,
 		rowByRow:     cmp.Or(cfg.RowByRow, defaultRowByRow),
+		scratch:      make(scratch, mostScratch),
 		name:         rand.Text(),
 	}, nil
 }
