@@ -8,13 +8,36 @@ import (
 
 func TestGrowth(t *testing.T) {
 	for _, c := range []struct {
-		live uint64
-		want int
+		live    uint64
+		waiting int
+		want    int
 	}{
-		{0, 900}, {1 << 20, 900}, {16 << 20, 300}, {32 << 20, 100}, {48 << 20, 33}, {64 << 20, 25}, {96 << 20, 50}, {1 << 40, 99},
+		{live: 0, want: 900},
+		{live: 1 << 20, want: 900},
+		{live: 16 << 20, want: 300},
+		{live: 32 << 20, want: 100},
+		{live: 48 << 20, want: 33},
+		{live: 64 << 20, want: 25},
+		{live: 96 << 20, want: 50},
+		{live: 1 << 40, want: 99},
+		{live: 64 << 20, waiting: fewWaiting, want: 25},
+		{live: 64 << 20, waiting: fewWaiting + 8<<10, want: 62}, // 24 MiB more
+		{live: 64 << 20, waiting: 1 << 20, want: 125},
 	} {
-		if got := growth(c.live); got != c.want {
-			t.Errorf("with %d bytes in use: %d %%, want %d", c.live, got, c.want)
+		if got := new(heap).growth(c.live, c.waiting); got != c.want {
+			t.Errorf("with %d bytes in use, %d waiting: %d %%, want %d", c.live, c.waiting, got, c.want)
+		}
+	}
+}
+
+// The heap shrinks slowly after it has been large, but never keeps more than half
+// of what it needs.
+func TestGrowthFallsSlowly(t *testing.T) {
+	var h heap
+	h.growth(400<<20, 0)
+	for _, want := range []int{200, 181, 163, 147, 131, 117, 103, 100, 100} {
+		if got := h.growth(32<<20, 0); got != want {
+			t.Errorf("%d %%, want %d", got, want)
 		}
 	}
 }
@@ -28,7 +51,7 @@ func TestCollectorIsRelaxedAndRestored(t *testing.T) {
 		debug.SetGCPercent(p)
 		return p
 	}
-	stop := relaxCollector()
+	stop := relaxCollector(func() int { return 0 })
 	for percent() == leastGrowth { // until the runtime has told of a collection
 		runtime.GC()
 		runtime.Gosched()
@@ -41,7 +64,7 @@ func TestCollectorIsRelaxedAndRestored(t *testing.T) {
 		t.Errorf("%d %% afterwards", got)
 	}
 	t.Setenv("GOGC", "50")
-	relaxCollector()()
+	relaxCollector(func() int { return 0 })()
 	if got := percent(); got != 77 {
 		t.Errorf("%d %% though GOGC is set", got)
 	}

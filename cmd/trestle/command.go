@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -101,11 +102,20 @@ func (p *program) serve() *cobra.Command {
 		// The driver has one logger for the whole process, so this is not for
 		// app.Run, which may run more than once in one.
 		publish.LogDriver(p.log.With("component", "redis"))
-		defer relaxCollector()()
+		var waits atomic.Pointer[func() int] // set when there is a pipeline
+		defer relaxCollector(func() int {
+			if waiting := waits.Load(); waiting != nil {
+				return (*waiting)()
+			}
+			return 0
+		})()
 		defer spareProcessors()()
 		version, revision := build()
 		return profiles.around(func() error {
-			return app.Run(ctx, app.Options{Config: *cfg, Version: version, Revision: revision, Logger: p.log, LogLevel: &p.level})
+			return app.Run(ctx, app.Options{
+				Config: *cfg, Version: version, Revision: revision, Logger: p.log, LogLevel: &p.level,
+				Waiting: func(waiting func() int) { waits.Store(&waiting) },
+			})
 		})
 	})
 	profiles.addFlags(c)

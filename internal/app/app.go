@@ -56,6 +56,9 @@ type Options struct {
 	// Console, if set, is called with the address of the console once it listens,
 	// which is before Listening is called; not at all if there is none.
 	Console func(http net.Addr)
+	// Waiting, if set, is called with a function that says of how many instances
+	// updates wait to be written. That one is safe for concurrent use.
+	Waiting func(waiting func() int)
 	// SecondLook, if set, is the time between the two snapshots that a
 	// subscription begins with; see upstream.Timing.
 	SecondLook time.Duration
@@ -172,6 +175,10 @@ func Run(ctx context.Context, o Options) error {
 	})
 	if err != nil {
 		return err
+	}
+
+	if o.Waiting != nil {
+		o.Waiting(pipe.Waiting)
 	}
 
 	// All that is asked of the other replicas, and of the coordinator, goes by
