@@ -66,7 +66,7 @@ type Change struct {
 	Conditions []byte
 
 	// steps are in the order of their versions; at most the first has none.
-	steps []Step
+	steps []step
 	// prebuild holds what the updates said of the prebuild, in their order.
 	prebuild []PrebuildStep
 }
@@ -77,9 +77,11 @@ func SpokenConditions() []string {
 	return []string{"timeout", "pullingImages", "deployed", "firstUserActivity", "headlessTaskFailed", "stoppedByRequest"}
 }
 
-// Change decodes what was heard. Its errors are *InvalidError.
+// Change decodes what was heard, and keeps nothing of h.Raw. Its errors are
+// *InvalidError.
 func (r Rules) Change(h Heard) (*Change, error) {
-	var d decoded
+	d := newDecoded()
+	defer d.free()
 	if d.quickly(h.Raw) {
 		return r.change(h, &d.status), nil
 	}
@@ -90,7 +92,7 @@ func (r Rules) Change(h Heard) (*Change, error) {
 	return r.change(h, s), nil
 }
 
-// change keeps nothing of s: its texts may be parts of a larger one.
+// change keeps nothing of s: its texts may be parts of what was heard.
 func (r Rules) change(h Heard, s *wsman.WorkspaceStatus) *Change {
 	c := &Change{
 		ID:         h.ID,
@@ -104,7 +106,7 @@ func (r Rules) change(h Heard, s *wsman.WorkspaceStatus) *Change {
 		IDEURL:     clean(s.GetSpec().GetUrl()),
 		Document:   document(s),
 		Conditions: conditions(s.GetConditions()),
-		steps:      []Step{{Version: h.Version, Effect: effect(s, h.At)}},
+		steps:      []step{newStep(h, s)},
 	}
 	if c.Kind == KindPrebuild {
 		if step, says := r.prebuildStep(s); says {
@@ -117,8 +119,8 @@ func (r Rules) change(h Heard, s *wsman.WorkspaceStatus) *Change {
 // Phase is the last phase that the updates speak of; empty if none does.
 func (c *Change) Phase() Phase {
 	for _, step := range slices.Backward(c.steps) {
-		if step.Effect.Phase != "" {
-			return step.Effect.Phase
+		if phase := step.lastPhase(); phase != "" {
+			return phase
 		}
 	}
 	return ""
@@ -139,10 +141,13 @@ func (c *Change) Fold(next *Change) bool {
 	for _, step := range next.steps {
 		// What lies between the two, unversioned or not above c, would
 		// find the row at c's version.
-		if c.Version == 0 && step.Version == 0 {
-			last := &steps[len(steps)-1]
-			last.Effect = last.then(step.Effect)
-		} else if step.Version > c.Version {
+		last := steps[len(steps)-1]
+		if c.Version == 0 && step.version == 0 {
+			steps[len(steps)-1] = last.join(step)
+		} else if step.version > c.Version {
+			if last.runtime != nil && step.runtime != nil && *last.runtime == *step.runtime {
+				step.runtime = last.runtime
+			}
 			steps = append(steps, step)
 		}
 	}
@@ -162,17 +167,16 @@ func (c *Change) Fold(next *Change) bool {
 // first of the two sees it again with the second. That is without effect, but
 // for a STOPPED before a clearing: it would stop an instance that has come
 // back since. Such a pair is left apart; the next one begins with a clearing.
-func compact(steps []Step) []Step {
+func compact(steps []step) []step {
 	for len(steps) > maxSteps {
 		at := 0
-		if steps[0].Version == 0 {
+		if steps[0].version == 0 {
 			at = 1 // an unversioned step applies to other rows than the next
 		}
-		if first := steps[at]; !first.OpenStopAt.IsZero() && !first.Cleared && steps[at+1].Cleared {
+		if first := steps[at].effect(); !first.OpenStopAt.IsZero() && !first.Cleared && steps[at+1].effect().Cleared {
 			at++
 		}
-		joined := Step{Version: steps[at+1].Version, Effect: steps[at].then(steps[at+1].Effect)}
-		steps = slices.Replace(steps, at, at+2, joined)
+		steps = slices.Replace(steps, at, at+2, steps[at].join(steps[at+1]))
 	}
 	return steps
 }
@@ -200,17 +204,18 @@ func appendPrebuild(steps []PrebuildStep, next PrebuildStep) []PrebuildStep {
 // Rungs gives, in ascending order of versions, what the change does to a row:
 // the first of them that AppliesTo the row's stored version has the whole
 // effect; if none does, the change is stale. There is always at least one.
-func (c *Change) Rungs() []Step {
-	if len(c.steps) == 1 {
-		return c.steps
-	}
-	rungs := make([]Step, len(c.steps))
+func (c *Change) Rungs() []Step { return c.AppendRungs(nil) }
+
+// AppendRungs appends the Rungs to a slice.
+func (c *Change) AppendRungs(to []Step) []Step {
+	from := len(to)
+	to = slices.Grow(to, len(c.steps))[:from+len(c.steps)]
 	var sum Effect
 	for i, step := range slices.Backward(c.steps) {
-		sum = step.then(sum)
-		rungs[i] = Step{Version: step.Version, Effect: sum}
+		sum = step.effect().then(sum)
+		to[from+i] = Step{Version: step.version, Effect: sum}
 	}
-	return rungs
+	return to
 }
 
 // PrebuildSteps gives what the folded updates said of the instance's
@@ -250,35 +255,6 @@ func (c Change) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // MarshalText is String, also for encoding/json.
 func (c Change) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-
-// effect gives the effect of one status heard at this time.
-func effect(s *wsman.WorkspaceStatus, at time.Time) Effect {
-	image := imageSizes(s.GetMetadata().GetMetrics())
-	e := Effect{
-		Phase:    phase(s.GetPhase()),
-		Failed:   clean(s.GetConditions().GetFailed()),
-		NodeName: clean(s.GetRuntime().GetNodeName()),
-		PodName:  clean(s.GetRuntime().GetPodName()),
-		NodeIP:   clean(s.GetRuntime().GetNodeIp()),
-		Image:    image,
-		Metrics:  Metrics{Image: image, Initializer: initializer(s.GetInitializerMetrics())},
-	}
-	if s.GetConditions().GetDeployed() == wsman.WorkspaceConditionBool_TRUE {
-		e.DeployedAt = at
-	}
-	switch e.Phase {
-	case PhaseStopping:
-		e.StoppingAt = at
-	case PhaseStopped:
-		e.StoppingAt, e.StoppedAt, e.OpenStopAt = at, at, at
-	case PhaseRunning:
-		e.RunningAt, e.Cleared = at, true
-	case "":
-	default:
-		e.Cleared = true
-	}
-	return e
-}
 
 func phase(p wsman.WorkspacePhase) Phase {
 	switch p {

@@ -2,7 +2,9 @@ package status
 
 import (
 	"fmt"
+	"sync"
 	"unicode/utf8"
+	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -25,12 +27,9 @@ func decodeAny(h Heard) (*wsman.WorkspaceStatus, error) {
 // Generated decoding makes some thirty allocations of the same, which together with
 // their collection cost more than all else that is done with an update.
 //
-// Its texts are parts of one copy of the encoded status; what is kept beyond
-// the decoding of one status has to be copied.
+// Its texts are the bytes of the encoded status: what is kept of them has to be
+// copied.
 type decoded struct {
-	raw  []byte
-	text string
-
 	status     wsman.WorkspaceStatus
 	metadata   wsman.WorkspaceMetadata
 	metrics    wsman.WorkspaceMetadata_Metrics
@@ -42,6 +41,16 @@ type decoded struct {
 	auth       wsman.WorkspaceAuthentication
 }
 
+var decodedPool = sync.Pool{New: func() any { return new(decoded) }}
+
+func newDecoded() *decoded { return decodedPool.Get().(*decoded) }
+
+// free gives d to the next who decodes.
+func (d *decoded) free() {
+	*d = decoded{}
+	decodedPool.Put(d)
+}
+
 // quickly decodes a status as encoders write it. It reports false, and leaves
 // d as it may be, for whatever is out of the ordinary: messages in several
 // parts, fields of another type than theirs, malformed ones. Generated decoding
@@ -49,7 +58,6 @@ type decoded struct {
 //
 // Only the fields that Change looks at are filled in; the others are checked.
 func (d *decoded) quickly(raw []byte) bool {
-	d.raw, d.text = raw, string(raw)
 	r := reader{rest: raw, shape: &statusShape}
 	for r.next() {
 		switch r.number {
@@ -65,7 +73,7 @@ func (d *decoded) quickly(raw []byte) bool {
 			d.status.Conditions = &d.conditions
 			r.fail(!d.decodeConditions(r.value))
 		case fieldMessage:
-			d.status.Message = d.string(r.value)
+			d.status.Message = inPlace(r.value)
 		case fieldRuntime:
 			d.status.Runtime = &d.runtime
 			r.fail(!d.decodeRuntime(r.value))
@@ -82,12 +90,9 @@ func (d *decoded) quickly(raw []byte) bool {
 	return !r.bad
 }
 
-// string gives a part of raw as a part of text: both begin at the same byte,
-// and parts of raw reach to its end.
-func (d *decoded) string(part []byte) string {
-	from := cap(d.raw) - cap(part)
-	return d.text[from : from+len(part)]
-}
+// inPlace gives a text that is these bytes, without a copy. It lasts as long as
+// nobody writes to them.
+func inPlace(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func (d *decoded) decodeMetadata(raw []byte) bool {
 	r := reader{rest: raw, shape: &metadataShape}
@@ -123,7 +128,7 @@ func (d *decoded) decodeSpec(raw []byte) bool {
 	for r.next() {
 		switch r.number {
 		case 4:
-			d.spec.Url = d.string(r.value)
+			d.spec.Url = inPlace(r.value)
 		case 5:
 			port := new(wsman.PortSpec)
 			d.spec.ExposedPorts = append(d.spec.ExposedPorts, port)
@@ -131,7 +136,7 @@ func (d *decoded) decodeSpec(raw []byte) bool {
 		case 6:
 			d.spec.Type = wsman.WorkspaceType(r.varint)
 		case 7:
-			d.spec.Timeout = d.string(r.value)
+			d.spec.Timeout = inPlace(r.value)
 		case 8:
 			r.fail(!valid(r.value, &ideImageShape))
 		}
@@ -148,7 +153,7 @@ func (d *decoded) decodePort(raw []byte, p *wsman.PortSpec) bool {
 		case 3:
 			p.Visibility = wsman.PortVisibility(r.varint)
 		case 4:
-			p.Url = d.string(r.value)
+			p.Url = inPlace(r.value)
 		case 5:
 			p.Protocol = wsman.PortProtocol(r.varint)
 		}
@@ -162,13 +167,13 @@ func (d *decoded) decodeConditions(raw []byte) bool {
 	for r.next() {
 		switch r.number {
 		case 1:
-			c.Failed = d.string(r.value)
+			c.Failed = inPlace(r.value)
 		case 2:
-			c.Timeout = d.string(r.value)
+			c.Timeout = inPlace(r.value)
 		case 3:
 			c.PullingImages = wsman.WorkspaceConditionBool(r.varint)
 		case 5:
-			c.Snapshot = d.string(r.value)
+			c.Snapshot = inPlace(r.value)
 		case 7:
 			c.Deployed = wsman.WorkspaceConditionBool(r.varint)
 		case 9:
@@ -183,7 +188,7 @@ func (d *decoded) decodeConditions(raw []byte) bool {
 			}
 			r.fail(at.bad)
 		case 10:
-			c.HeadlessTaskFailed = d.string(r.value)
+			c.HeadlessTaskFailed = inPlace(r.value)
 		case 11:
 			c.StoppedByRequest = wsman.WorkspaceConditionBool(r.varint)
 		}
@@ -196,11 +201,11 @@ func (d *decoded) decodeRuntime(raw []byte) bool {
 	for r.next() {
 		switch r.number {
 		case 1:
-			d.runtime.NodeName = d.string(r.value)
+			d.runtime.NodeName = inPlace(r.value)
 		case 2:
-			d.runtime.PodName = d.string(r.value)
+			d.runtime.PodName = inPlace(r.value)
 		case 3:
-			d.runtime.NodeIp = d.string(r.value)
+			d.runtime.NodeIp = inPlace(r.value)
 		}
 	}
 	return !r.bad
@@ -210,7 +215,7 @@ func (d *decoded) decodeAuth(raw []byte) bool {
 	r := reader{rest: raw, shape: &authShape}
 	for r.next() {
 		if r.number == 2 {
-			d.auth.OwnerToken = d.string(r.value)
+			d.auth.OwnerToken = inPlace(r.value)
 		}
 	}
 	return !r.bad

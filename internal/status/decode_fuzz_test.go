@@ -51,8 +51,7 @@ func everything() *wsman.WorkspaceStatus {
 func same(t *testing.T, raw []byte) bool {
 	t.Helper()
 	h := Heard{Raw: raw, At: time.Unix(1e9, 0), Version: 1}
-	var d decoded
-	if !d.quickly(raw) {
+	if !new(decoded).quickly(raw) {
 		return false
 	}
 	s, err := decodeAny(h)

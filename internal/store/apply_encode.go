@@ -137,6 +137,7 @@ func spokenConditions() []byte {
 type entryArrays struct {
 	parts  applyParts
 	spoken []byte
+	rungs  []status.Step // of the change that is being added
 
 	position, fence, id, version, ideURL, document array
 	phase, cleared, failed, kept                   array
@@ -214,7 +215,8 @@ func (s scratch) give(e *entryArrays) {
 }
 
 func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
-	rungs := c.Rungs()
+	rungs := c.AppendRungs(e.rungs[:0])
+	e.rungs = rungs
 	first := rungs[0]
 	kept := first.Kept()
 	metrics, measured := encodeMetrics(first.Metrics)
