@@ -14,7 +14,7 @@ const (
 	// kilobytes of garbage, and by itself the runtime would begin a collection
 	// at twice what is in use, which for a small installation is dozens of
 	// times a second.
-	heapGoal = 64 << 20
+	heapGoal = 40 << 20
 	// breathing is how much garbage there may be whatever is in use, so that the
 	// memory of a process that remembers all it may stays within its bounds, and
 	// spared what a large heap may not add to itself.

@@ -14,8 +14,8 @@ func TestGrowth(t *testing.T) {
 	}{
 		{live: 0, want: 900},
 		{live: 1 << 20, want: 900},
-		{live: 16 << 20, want: 300},
-		{live: 32 << 20, want: 100},
+		{live: 16 << 20, want: 150},
+		{live: 32 << 20, want: 50},
 		{live: 48 << 20, want: 33},
 		{live: 64 << 20, want: 25},
 		{live: 96 << 20, want: 50},
@@ -35,7 +35,7 @@ func TestGrowth(t *testing.T) {
 func TestGrowthFallsSlowly(t *testing.T) {
 	var h heap
 	h.growth(400<<20, 0)
-	for _, want := range []int{200, 181, 163, 147, 131, 117, 103, 100, 100} {
+	for _, want := range []int{125, 110, 97, 85, 73, 62, 52, 50, 50} {
 		if got := h.growth(32<<20, 0); got != want {
 			t.Errorf("%d %%, want %d", got, want)
 		}
