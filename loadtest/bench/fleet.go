@@ -26,8 +26,8 @@ func (b *bench) replicas(ctx context.Context) error {
 	before, two, four, after := played[0], played[1], played[2], played[3]
 	one := (before.cost + after.cost) / 2
 	b.add("P8", "processor time of one replica for 1,000 updates, storm on 20 clusters", one, "CPU-s", 0, nil)
-	b.add("P8", "the same of 2 replicas", two.cost, "CPU-s", one, nil)
-	b.add("P8", "the same of 4 replicas", four.cost, "CPU-s", one, &report.Target{Of: report.OfRatio, AtMost: 1.15})
+	b.add("P8", "processor time of 2 replicas for 1,000 updates, against that of one", two.cost, "CPU-s", one, nil)
+	b.add("P8", "processor time of 4 replicas for 1,000 updates, against that of one", four.cost, "CPU-s", one, &report.Target{Of: report.OfRatio, AtMost: 1.15})
 	rate := (before.rate() + after.rate()) / 2
 	b.add("P8", "updates over one replica", rate, "updates/s", 0, nil)
 	b.add("P8", "updates over 2 replicas", two.rate(), "updates/s", rate, nil)
