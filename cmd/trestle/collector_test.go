@@ -30,8 +30,7 @@ func TestGrowth(t *testing.T) {
 	}
 }
 
-// The heap shrinks slowly after it has been large, but never keeps more than half
-// of what it needs.
+// The goal falls slowly after it has been high, from half above what is needed.
 func TestGrowthFallsSlowly(t *testing.T) {
 	var h heap
 	h.growth(400<<20, 0)
