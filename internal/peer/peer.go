@@ -358,16 +358,14 @@ func (p *Peers) Sweep(ctx context.Context, address, cluster string, confirm bool
 func (p *Peers) Refuses(ctx context.Context, address string) bool {
 	p.Keep()
 	conn, err := p.conn(address)
-	if err == nil && conn.GetState() == connectivity.Ready {
-		return false
+	if err != nil || conn.GetState() == connectivity.Ready {
+		return false // what is no address refuses nothing
 	}
-	knock, knockErr := (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	if knockErr != nil {
-		return errors.Is(knockErr, syscall.ECONNREFUSED)
+	knock, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return errors.Is(err, syscall.ECONNREFUSED)
 	}
 	_ = knock.Close() // nothing was said
-	if err == nil {
-		conn.Connect() // for the next time
-	}
+	conn.Connect()    // for the next time
 	return false
 }
