@@ -27,10 +27,11 @@ import (
 
 const (
 	// streamWindow is how much the server may send ahead of us, in bytes: some
-	// thousand updates, for the moments in which the reader does not run. It
-	// is fixed, because gRPC measures for a window of the right size with
-	// pings, and a strict server counts pings.
-	streamWindow = 4 << 20
+	// six hundred updates, for the moments in which the reader does not run. All
+	// streams of a replica may have as much lie there undecoded, and in a flood
+	// they do. It is fixed, because gRPC measures for a window of the right size
+	// with pings, and a strict server counts pings.
+	streamWindow = 512 << 10
 	// readBuffer is how much is read from the connection at once.
 	readBuffer = 64 << 10
 	// healthy is how long a subscription lasts that was one, even if it

@@ -44,7 +44,7 @@ func (discard) Unmarshal(mem.BufferSlice, any) error { return nil }
 // bridge's settings of gRPC: thrown away undecoded, or decoded by generated
 // code. Run it in a process of its own: its figures are the process's.
 func Read(ctx context.Context, address string, messages int, decode bool) (Reading, error) {
-	const window = 4 << 20
+	const window = 512 << 10
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithStaticStreamWindowSize(window),
