@@ -99,6 +99,9 @@ type Timing struct {
 	// Quiet is how long a replica that has handed over stays at most while others
 	// have not; 2.5 s.
 	Quiet time.Duration
+	// Gather is how long the leader waits for others to say that they drain after
+	// one has; 750 ms.
+	Gather time.Duration
 	// MovesAtOnce is how many planned moves to one replica go on at once; 8.
 	MovesAtOnce int
 }
@@ -160,6 +163,7 @@ func (cfg *Config) complete() error {
 	fill(&t.Report, 5*time.Second)
 	fill(&t.Probe, 500*time.Millisecond)
 	fill(&t.Quiet, 2500*time.Millisecond)
+	fill(&t.Gather, 750*time.Millisecond)
 	fill(&t.Planner.Lease, cfg.Lease)
 	if cfg.Measure == nil {
 		cfg.Measure = func() map[shard.ID]Measured { return nil }

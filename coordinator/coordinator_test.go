@@ -810,6 +810,39 @@ func TestLastLeaves(t *testing.T) {
 	})
 }
 
+// Several are told to stop, one a little after the other, as when a deployment is
+// scaled down: no shard goes to one of them.
+func TestLeavingTogetherMovesEachShardOnce(t *testing.T) {
+	in(t, 24, func(t *testing.T, w *world) {
+		w.fleet("a", "b", "c", "d", "e", "f")
+		stays := w.node("f")
+		before := make(map[shard.ID]int)
+		for _, id := range w.shards() {
+			before[id] = len(w.stored(stays, id).Moves)
+		}
+		var leaving sync.WaitGroup
+		for _, name := range []string{"a", "b", "c", "d"} {
+			n := w.node(name)
+			leaving.Go(func() {
+				if err := n.leave(20 * time.Second); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+			time.Sleep(150 * time.Millisecond)
+		}
+		leaving.Wait()
+		w.calm(100 * time.Millisecond)
+		for _, id := range w.shards() {
+			if moves := w.stored(stays, id).Moves; len(moves)-before[id] > 1 {
+				t.Errorf("%s moved more than once: %+v", id, moves)
+			}
+		}
+		if gap := w.gap(); gap > unbroken {
+			t.Errorf("a shard was not written for %v", gap)
+		}
+	})
+}
+
 // Who has nothing to hand over stays while others, told to stop a little later, do.
 func TestLeavesWhenAllHaveHandedOver(t *testing.T) {
 	in(t, 6, func(t *testing.T, w *world) {

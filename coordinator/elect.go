@@ -132,7 +132,7 @@ func (c *Coordinator) runTerm(ctx context.Context, lease kv.LeaseID, value []byt
 		Table: c.link, Layout: c.layout, Leader: value, Created: created, Wake: c.lead, Mercy: mercy,
 		Clusters: c.cfg.Clusters, Fences: c.cfg.Fences, Sweep: c.cfg.Sweep,
 		Limits: c.cfg.Timing.Limits, Planner: c.cfg.Timing.Planner, MovesAtOnce: c.cfg.Timing.MovesAtOnce,
-		WeighEvery: c.cfg.Timing.WeighEvery, CallTimeout: c.cfg.Timing.Call, Metrics: c.leader, Logger: log,
+		WeighEvery: c.cfg.Timing.WeighEvery, Gather: c.cfg.Timing.Gather, CallTimeout: c.cfg.Timing.Call, Metrics: c.leader, Logger: log,
 	})
 	if err := t.Run(ctx); err != nil && ctx.Err() == nil {
 		log.Warn("the term has ended", "error", err)

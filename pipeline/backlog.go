@@ -485,6 +485,63 @@ func (b *backlog) recall(in *Intake, rows []store.InstanceVersion, unsure bool) 
 	}
 }
 
+// buffered gives the instances of which something waits for the fence that began
+// with an entry of a snapshot.
+func (b *backlog) buffered(in *Intake) (ids []status.InstanceID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for e := in.queue.head; e != nil; e = e.next {
+		if e.listed {
+			ids = append(ids, e.instance)
+		}
+	}
+	return ids
+}
+
+// shed drops what waits for the fence of instances whose rows have it already, or
+// more. But for what a sweep has stopped since the rows were read: that is to come
+// back.
+func (b *backlog) shed(in *Intake, rows []store.InstanceVersion) {
+	stored := make(map[status.InstanceID]uint64, len(rows))
+	for _, row := range rows {
+		stored[row.ID] = row.Version
+	}
+	now := time.Now()
+	b.mu.Lock()
+	for _, id := range in.recalled() {
+		delete(stored, id)
+	}
+	if in.fence.Load() != nil {
+		b.mu.Unlock()
+		return // it is being written
+	}
+	var dropped settlement
+	waiting := in.queue
+	in.queue = queue{}
+	for e := waiting.pop(); e != nil; e = waiting.pop() {
+		version, known := stored[e.instance]
+		change := e.waiting
+		if !known || change.Version == 0 || version < change.Version {
+			in.queue.push(e)
+			continue
+		}
+		b.noteShed(e, version, now)
+		in.metrics.known(true, change.Updates)
+		in.metrics.completedChange(change, outcomeSkipped)
+		b.p.metrics.stale.Add(float64(change.Updates))
+		after := memory{version: version, generation: e.generation, noted: e.noted, kind: e.kind, recalled: true, unsure: true}
+		if version == change.Version {
+			after.version, after.hash = max(version, e.version), e.hash
+		}
+		e.waiting, e.queued = nil, false
+		delete(b.entries, e.key)
+		b.known.Add(e.key, after)
+		dropped = dropped.with(e)
+	}
+	b.mu.Unlock()
+	in.settled(dropped)
+}
+
 // forget drops what is remembered of an instance, not what waits. The trace
 // remembers it.
 func (b *backlog) forget(in *Intake, id status.InstanceID) {

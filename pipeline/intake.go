@@ -65,8 +65,8 @@ type Intake struct {
 	published map[store.OutboxRef]struct{}
 	// partial: see Partial.
 	partial bool
-	// recalling says that Recall is under way, forgotten what was to be forgotten
-	// since it began.
+	// recalling says that Recall or Shed is under way, forgotten what was to be
+	// forgotten since it began.
 	recalling bool
 	forgotten []status.InstanceID
 	// ended says that the term is over: the fence was refused, or Close was
@@ -214,6 +214,24 @@ func (in *Intake) Partial() bool {
 	return in.partial
 }
 
+// Complete has another snapshot taken, and offered, of a shard that is Partial; it
+// is so no more unless that fails, or there is no room for all of it either. The
+// error is that of take.
+func (in *Intake) Complete(take func() error) error {
+	in.setPartial(false)
+	err := take()
+	if err != nil {
+		in.setPartial(true)
+	}
+	return err
+}
+
+func (in *Intake) setPartial(partial bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.partial = partial
+}
+
 // Remember tells of instances whose last status was refused by the database,
 // so that the same one is not tried again; the last refused come first. Call it
 // before the first Offer.
@@ -234,21 +252,45 @@ const recallRows = 4096
 // what they were. What is forgotten meanwhile stays forgotten. Read is told how many
 // there is room for; an error is its own.
 func (in *Intake) Recall(raised bool, read func(limit int) ([]store.InstanceVersion, error)) error {
-	in.mu.Lock()
-	in.recalling = true
-	in.mu.Unlock()
+	in.recalls()
 	// The other half is for what the other shards have heard.
 	rows, err := read(max(in.p.cfg.DedupEntries/2, 1))
 	rows = slices.DeleteFunc(rows, func(row store.InstanceVersion) bool { return !in.id.Contains(row.ID) })
 	for part := range slices.Chunk(rows, recallRows) {
 		in.p.backlog.recall(in, part, !raised)
 	}
-	in.mu.Lock()
-	forgotten := in.forgotten
-	in.recalling, in.forgotten = false, nil
-	in.mu.Unlock()
-	in.Forget(forgotten)
+	in.Forget(in.recalled())
 	return err
+}
+
+// Shed drops what waits of a snapshot for the fence and is in the rows already, as
+// read says, which is given the instances: most of all those that have stopped,
+// which Recall knows nothing of. What it says of forgetting holds here too. Call it
+// when the snapshot has been offered; once the shard is owned it does nothing.
+func (in *Intake) Shed(read func([]status.InstanceID) ([]store.InstanceVersion, error)) error {
+	ids := in.p.backlog.buffered(in)
+	if len(ids) == 0 {
+		return nil
+	}
+	in.recalls()
+	rows, err := read(ids)
+	in.p.backlog.shed(in, rows)
+	return err
+}
+
+// recalls begins to remember what is to be forgotten, until recalled gives that.
+func (in *Intake) recalls() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.recalling = true
+}
+
+func (in *Intake) recalled() (forgotten []status.InstanceID) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	forgotten = in.forgotten
+	in.recalling, in.forgotten = false, nil
+	return forgotten
 }
 
 // Forget makes the pipeline forget what it has heard of these instances, so

@@ -773,6 +773,155 @@ func TestRecallBeforeTheFence(t *testing.T) {
 	b.stop()
 }
 
+// TestShed: what a snapshot has brought to a shard that is only prepared, and the
+// rows have already, does not wait for the fence; all else does.
+func TestShed(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Shed(nil); err != nil {
+		t.Errorf("of nothing: %v", err) // and nobody is asked
+	}
+	in.Subscribed()
+	const same, ahead, behind, swept, unread, unlisted, folded, newer = 1, 2, 3, 4, 5, 6, 7, 8
+	for n := same; n <= newer; n++ {
+		h := heard(t, instance(n), 7, "a")
+		h.Snapshot = n != unlisted
+		offer(t, in, h)
+		db.rows[instance(n)] = &fakeRow{7, "a"}
+	}
+	db.rows[instance(ahead)] = &fakeRow{8, "b"}
+	db.rows[instance(behind)] = &fakeRow{6, "z"}
+	db.rows[instance(folded)] = &fakeRow{8, "b"}
+	offer(t, in, heard(t, instance(folded), 8, "b"))
+	offer(t, in, heard(t, instance(newer), 8, "b"))
+
+	var asked []status.InstanceID
+	read := func(ids []status.InstanceID) (versions []store.InstanceVersion, err error) {
+		asked = ids
+		for _, id := range ids {
+			if id != instance(unread) {
+				versions = append(versions, store.InstanceVersion{ID: id, Version: db.row(id).version})
+			}
+		}
+		in.Forget([]status.InstanceID{instance(swept)}) // by a sweep just then
+		return versions, nil
+	}
+	if err := in.Shed(func([]status.InstanceID) ([]store.InstanceVersion, error) { return nil, errAway }); !errors.Is(err, errAway) {
+		t.Errorf("the rows cannot be read: %v", err)
+	}
+	if n := in.Waiting(); n != newer {
+		t.Errorf("%d instances wait after that, want all %d", n, newer)
+	}
+	if err := in.Shed(read); err != nil {
+		t.Fatal(err)
+	}
+	if want := newer - 1; len(asked) != want || slices.Contains(asked, instance(unlisted)) {
+		t.Errorf("asked for %v, want the %d that the snapshot has brought", asked, want)
+	}
+	if n := in.Waiting(); n != 5 {
+		t.Errorf("%d instances wait, want 5", n)
+	}
+	// Repeats of what the rows have, and what is new.
+	offer(t, in, heard(t, instance(same), 7, "a"))
+	offer(t, in, heard(t, instance(ahead), 8, "b"))
+	offer(t, in, heard(t, instance(folded), 9, "c"))
+	in.Seamless()
+	if err := in.Own(db.raise(in.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Shed(read); err != nil {
+		t.Errorf("of what is owned: %v", err)
+	}
+	drain(t, in)
+	want := map[status.InstanceID]bool{
+		instance(behind): true, instance(swept): true, instance(unread): true, instance(unlisted): true,
+		instance(newer): true, instance(folded): true,
+	}
+	if got := db.firsts(); !maps.Equal(got, want) {
+		t.Errorf("written, and whether as the first: %v, want %v", got, want)
+	}
+	for n, want := range map[int]fakeRow{same: {7, "a"}, ahead: {8, "b"}, behind: {7, "a"}, newer: {8, "b"}, folded: {9, "c"}} {
+		if got := db.row(instance(n)); got != want {
+			t.Errorf("row %d is %v, want %v", n, got, want)
+		}
+	}
+	b.stop()
+}
+
+// TestCompleteALargeSnapshot: of a snapshot for which there is no room in a prepared
+// shard, what the rows lack is there after another.
+func TestCompleteALargeSnapshot(t *testing.T) {
+	db, publisher := newFakeStore(), &fakePublisher{}
+	b := newBench(t, db, publisher, Config{Lanes: 2, BatchLimit: 10, MaxWaiting: 1000})
+	in, err := b.Open(shard.Whole("eu01"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const all, lacking = 500, 30
+	var versions []store.InstanceVersion
+	for n := range all {
+		version := uint64(7)
+		if n >= all-lacking {
+			version = 6
+		}
+		db.rows[instance(n)] = &fakeRow{version, "a"}
+		versions = append(versions, store.InstanceVersion{ID: instance(n), Version: version})
+	}
+	snapshot := func() error {
+		for n := range all {
+			h := heard(t, instance(n), 7, "b")
+			h.Snapshot = true
+			offer(t, in, h)
+		}
+		return nil
+	}
+	shed := func() {
+		err := in.Shed(func(ids []status.InstanceID) (of []store.InstanceVersion, err error) {
+			for _, id := range ids {
+				of = append(of, store.InstanceVersion{ID: id, Version: db.row(id).version})
+			}
+			return of, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	shed()
+	if in.Waiting() != 0 || !in.Partial() {
+		t.Errorf("%d wait, partial %t; want none of the first 40, true", in.Waiting(), in.Partial())
+	}
+	if err := in.Recall(false, func(int) ([]store.InstanceVersion, error) { return versions, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Complete(func() error { return errAway }); !errors.Is(err, errAway) || !in.Partial() {
+		t.Errorf("no snapshot could be taken: %v, partial %t", err, in.Partial())
+	}
+	if err := in.Complete(snapshot); err != nil || in.Partial() {
+		t.Errorf("after another snapshot: %v, partial %t", err, in.Partial())
+	}
+	shed()
+	if n := in.Waiting(); n != lacking {
+		t.Errorf("%d wait, want the %d that the rows lack", n, lacking)
+	}
+	if err := in.Own(db.raise(in.Shard(), b.Pipeline.Owner())); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, in)
+	for n := all - lacking; n < all; n++ {
+		if got := db.row(instance(n)); got != (fakeRow{7, "b"}) {
+			t.Errorf("row %d is %v", n, got)
+		}
+	}
+	b.stop()
+}
+
 // TestRepeatOfWhatTheRowWasAhead: at a hand-over a row may be ahead of what its new
 // owner has heard. Once that has heard the same, a repeat is one.
 func TestRepeatOfWhatTheRowWasAhead(t *testing.T) {

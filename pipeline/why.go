@@ -106,6 +106,15 @@ func (b *backlog) noteCommit(entries []*entry, results []store.Result) {
 	}
 }
 
+// noteShed notes that the row has what waits of an entry. The caller holds mu.
+func (b *backlog) noteShed(e *entry, stored uint64, now time.Time) {
+	change := e.waiting
+	b.decided.put(e.key, &e.noted, trace.Note{
+		Decision: trace.Stale, Version: change.Version, Updates: change.Updates, Phase: change.Phase(), At: now,
+		Stored: stored, KnowsStored: true,
+	})
+}
+
 // noteQuarantined notes that so many of the updates of a change are not written.
 func (b *backlog) noteQuarantined(e *entry, refused *status.Change, updates int) {
 	b.mu.Lock()

@@ -38,6 +38,9 @@ func (b *batch) readRoster() {
 		if r.Joined.IsZero() {
 			r.Joined = b.now
 		}
+		if m.Draining && !b.now.Before(t.gather) {
+			t.gather = b.now.Add(t.cfg.Gather)
+		}
 		r.Name, r.Revision, r.Draining, r.Gone = m.Name, m.Revision, m.Draining, time.Time{}
 		changed(who, r)
 	}

@@ -54,6 +54,9 @@ func (b *batch) plan() {
 	t := b.t
 	fresh := t.planDue || !t.planAt.IsZero() && !b.now.Before(t.planAt)
 	t.planDue = false
+	if fresh && b.now.Before(t.gather) {
+		fresh, t.planAt = false, t.gather
+	}
 	var p shard.Plan
 	if fresh {
 		p = b.newPlan()

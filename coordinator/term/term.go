@@ -80,6 +80,10 @@ type Config struct {
 	// Mercy is until when replicas that are missing are expected to come back:
 	// their shards are left alone.
 	Mercy time.Time
+	// Gather is how long a plan waits after a replica has said that it drains: often
+	// several are told to stop at once, and none of them is to be given what another
+	// hands over.
+	Gather time.Duration
 	// CallTimeout bounds a call to the store or the database; 0 means 3 s.
 	CallTimeout time.Duration
 	Metrics     *Metrics
@@ -99,7 +103,9 @@ type Term struct {
 	planAt  time.Time
 	braked  bool
 	// mercy is Config.Mercy, or later after a loss of many.
-	mercy   time.Time
+	mercy time.Time
+	// gather is until when others may be told to stop, too.
+	gather  time.Time
 	weighAt time.Time
 
 	// mu guards what the questions to the database have brought.

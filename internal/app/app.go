@@ -64,12 +64,10 @@ type Options struct {
 	SecondLook time.Duration
 }
 
-// On two lanes' connections and one more, statements are planned before a replica
-// takes part, but a start is not held up for it.
-const (
-	warmConnections = 3
-	warmLimit       = time.Second
-)
+// warmLimit is how long a replica takes at most to have its statements planned
+// before it takes part. Where it takes longer than a moment, processors are short,
+// and then a batch that has to wait for it at a hand-over waits long.
+const warmLimit = 5 * time.Second
 
 // Run is the service. It returns after ctx has ended and everything heard
 // until then is written and published, or the shutdown's time limit is over;
@@ -114,6 +112,7 @@ func Run(ctx context.Context, o Options) error {
 	db, err := store.Open(ctx, store.Config{
 		URL:              cfg.Postgres.URL,
 		MaxConnections:   int32(cfg.PostgresConnections()),
+		Writers:          int32(cfg.Pipeline.Lanes),
 		StatementTimeout: cfg.Postgres.StatementTimeout,
 		Installation:     cfg.Installation,
 		Lifecycle:        cfg.Lifecycle.Sink.Reveal() != "none",
@@ -129,7 +128,7 @@ func Run(ctx context.Context, o Options) error {
 	} else if err != nil {
 		return err
 	}
-	if err := db.Warm(ctx, warmConnections, warmLimit); err != nil && ctx.Err() == nil {
+	if err := db.Warm(ctx, warmLimit); err != nil && ctx.Err() == nil {
 		log.Warn("statements could not be planned ahead; the first batches take longer", "error", err)
 	}
 
@@ -203,6 +202,7 @@ func Run(ctx context.Context, o Options) error {
 		Pipeline:    pipe,
 		Quarantined: db.Quarantined,
 		Versions:    db.Versions,
+		VersionsOf:  db.VersionsOf,
 		Client:      hearing,
 		Succeeded:   func() bool { return replicas.coordinator.Others() },
 		OwnerDeaf:   func(id shard.ID) bool { return replicas.coordinator.OwnerDeaf(id) },

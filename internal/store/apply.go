@@ -52,7 +52,7 @@ func (s *Store) Apply(ctx context.Context, b Batch) (commit Commit, err error) {
 }
 
 func (s *Store) execute(ctx context.Context, in input, entries int) ([]Result, error) {
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.writers.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}

@@ -44,29 +44,53 @@ type InstanceVersion struct {
 
 // What a sweep has stopped is left out, as the same version may revive it; so is
 // what has no version to compare.
-const versionsSQL = `
+const (
+	versionsSQL = `
 SELECT id, status_version
 FROM workspace_instance
 WHERE region = $1 AND stopped_time IS NULL AND NOT swept AND status_version > 0
 LIMIT $2`
+	versionsOfSQL = `
+SELECT id, status_version
+FROM workspace_instance
+WHERE id = ANY ($1) AND region = $2 AND NOT swept AND status_version > 0`
+)
 
 // Versions gives the versions of a cluster's rows that have not stopped, at most
 // limit, in no order.
 func (s *Store) Versions(ctx context.Context, cluster string, limit int) (versions []InstanceVersion, err error) {
 	defer s.metrics.done("versions", time.Now(), &err)
-	rows, err := s.pool.Query(ctx, versionsSQL, cluster, limit)
-	if err == nil {
-		versions, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (v InstanceVersion, err error) {
-			var version int64
-			err = row.Scan((*[16]byte)(&v.ID), &version)
-			v.Version = fromStored(version)
-			return v, err
-		})
-	}
-	if err != nil {
+	if versions, err = s.versions(ctx, versionsSQL, cluster, limit); err != nil {
 		return nil, fmt.Errorf("read the versions of the rows of cluster %s: %w", cluster, err)
 	}
 	return versions, nil
+}
+
+// VersionsOf gives the versions of these rows of a cluster, stopped ones too, in no
+// order.
+func (s *Store) VersionsOf(ctx context.Context, cluster string, ids []status.InstanceID) (versions []InstanceVersion, err error) {
+	defer s.metrics.done("versions_of", time.Now(), &err)
+	uuids := make([][16]byte, len(ids))
+	for i, id := range ids {
+		uuids[i] = id
+	}
+	if versions, err = s.versions(ctx, versionsOfSQL, uuids, cluster); err != nil {
+		return nil, fmt.Errorf("read the versions of %d rows of cluster %s: %w", len(ids), cluster, err)
+	}
+	return versions, nil
+}
+
+func (s *Store) versions(ctx context.Context, sql string, args ...any) ([]InstanceVersion, error) {
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (v InstanceVersion, err error) {
+		var version int64
+		err = row.Scan((*[16]byte)(&v.ID), &version)
+		v.Version = fromStored(version)
+		return v, err
+	})
 }
 
 // The prebuild is the one that an update of the instance would change.

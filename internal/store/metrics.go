@@ -14,7 +14,7 @@ type metrics struct {
 	errors  *prometheus.CounterVec
 }
 
-func newMetrics(registerer prometheus.Registerer, pool *pgxpool.Pool) (*metrics, error) {
+func newMetrics(registerer prometheus.Registerer, pool, writers *pgxpool.Pool) (*metrics, error) {
 	m := &metrics{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "trestle_store_statement_seconds",
@@ -31,7 +31,13 @@ func newMetrics(registerer prometheus.Registerer, pool *pgxpool.Pool) (*metrics,
 	}
 	connections := func(name, help string, value func(*pgxpool.Stat) int32) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
-			func() float64 { return float64(value(pool.Stat())) })
+			func() float64 {
+				n := value(pool.Stat())
+				if writers != pool {
+					n += value(writers.Stat())
+				}
+				return float64(n)
+			})
 	}
 	for _, collector := range []prometheus.Collector{
 		m.seconds, m.errors,

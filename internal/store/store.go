@@ -26,6 +26,10 @@ type Config struct {
 	URL secret.URL
 	// MaxConnections of this process; default 8. A batch needs one.
 	MaxConnections int32
+	// Writers is how many of them are kept for batches, so that these never wait for
+	// anything else, nor go on a connection that has their statements yet to plan. 0,
+	// or no fewer than all, means that everything shares all of them.
+	Writers int32
 	// StatementTimeout ends a statement that runs longer, in the database;
 	// default 15 s.
 	StatementTimeout time.Duration
@@ -58,7 +62,9 @@ const (
 
 // Store is the database. Make one with Open.
 type Store struct {
-	pool         *pgxpool.Pool
+	pool *pgxpool.Pool
+	// writers is for batches; it may be the same.
+	writers      *pgxpool.Pool
 	log          *slog.Logger
 	metrics      *metrics
 	installation string
@@ -81,17 +87,30 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	all := poolConfig.MaxConns
+	if 0 < cfg.Writers && cfg.Writers < all {
+		poolConfig.MaxConns = all - cfg.Writers
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
 		return nil, fmt.Errorf("open the pool of connections to %s: %w", cfg.URL, err)
 	}
-	m, err := newMetrics(cfg.Registerer, pool)
+	writers := pool
+	if poolConfig.MaxConns < all {
+		if writers, err = pgxpool.NewWithConfig(ctx, cfg.writers(poolConfig)); err != nil {
+			pool.Close()
+			return nil, fmt.Errorf("open the pool of connections for batches to %s: %w", cfg.URL, err)
+		}
+	}
+	m, err := newMetrics(cfg.Registerer, pool, writers)
 	if err != nil {
 		pool.Close()
+		writers.Close()
 		return nil, err
 	}
 	return &Store{
 		pool:         pool,
+		writers:      writers,
 		log:          cmp.Or(cfg.Logger, slog.Default()),
 		metrics:      m,
 		installation: cfg.Installation,
@@ -104,7 +123,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 }
 
 // Close waits for the statements under way and closes all connections.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.pool.Close()
+	s.writers.Close()
+}
 
 // Ping says whether the database answers.
 func (s *Store) Ping(ctx context.Context) error {
@@ -118,8 +140,9 @@ func (c Config) pool() (*pgxpool.Config, error) {
 	if c.URL.IsZero() {
 		return nil, errors.New("the store needs the URL of a database")
 	}
-	if c.MaxConnections < 0 || c.StatementTimeout < 0 {
-		return nil, fmt.Errorf("the store cannot work with %d connections and a statement timeout of %s", c.MaxConnections, c.StatementTimeout)
+	if c.MaxConnections < 0 || c.Writers < 0 || c.StatementTimeout < 0 {
+		return nil, fmt.Errorf("the store cannot work with %d connections, of them %d for batches, and a statement timeout of %s",
+			c.MaxConnections, c.Writers, c.StatementTimeout)
 	}
 	cfg, err := pgxpool.ParseConfig(c.URL.Reveal())
 	if err != nil {
@@ -148,6 +171,15 @@ func (c Config) pool() (*pgxpool.Config, error) {
 	// A full batch is sorted and kept in memory.
 	settings["work_mem"] = "32MB"
 	return cfg, nil
+}
+
+// writers is like that of the others, but for their number, and that those which
+// nothing is written on are kept with their plans.
+func (c Config) writers(others *pgxpool.Config) *pgxpool.Config {
+	cfg := others.Copy()
+	cfg.MaxConns = c.Writers
+	cfg.MaxConnIdleTime = cfg.MaxConnLifetime + cfg.MaxConnLifetimeJitter
+	return cfg
 }
 
 // harden sets what every connection needs, that of the migrations too.

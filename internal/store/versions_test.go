@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/status/statustest"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/proto/wsman"
@@ -36,6 +37,22 @@ func TestVersions(t *testing.T) {
 	}
 	if got, err := b.Versions(t.Context(), cluster, 1); err != nil || len(got) != 1 {
 		t.Errorf("of at most one: %v, %v", got, err)
+	}
+
+	var all []status.InstanceID
+	for i := range n + 1 {
+		all = append(all, testID(i))
+	}
+	if got, err = b.VersionsOf(t.Context(), cluster, all); err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(got, func(a, b store.InstanceVersion) int { return slices.Compare(a.ID[:], b.ID[:]) })
+	want = slices.Insert(want, 1, store.InstanceVersion{ID: testID(1), Version: 20})
+	if !slices.Equal(got, want) {
+		t.Errorf("the versions of given rows are %v, want %v", got, want)
+	}
+	if got, err := b.VersionsOf(t.Context(), cluster, all[5:]); err != nil || len(got) != 1 {
+		t.Errorf("of one that is there and one that is not: %v, %v", got, err)
 	}
 	if got, err := b.Versions(t.Context(), "'; DROP TABLE workspace_instance; --", 100); err != nil || len(got) != 0 {
 		t.Errorf("of a cluster that is not: %v, %v", got, err)

@@ -8,18 +8,17 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Warm opens so many connections, fewer if the store has fewer, and has the
-// database plan on each of them every statement that a batch may need, which takes
-// it about a tenth of a second a connection. Otherwise the first batches wait for
-// it: those just after a hand-over. It begins nothing more once that has taken as
-// long as limit. It writes nothing; after an error the store works as well, but
-// begins slowly.
-func (s *Store) Warm(ctx context.Context, connections int, limit time.Duration) (err error) {
+// Warm opens the connections for batches and has the database plan on each of them
+// every statement that a batch may need, which takes it about a tenth of a second a
+// connection. Otherwise the first batches wait for it: those just after a hand-over.
+// It begins nothing more once that has taken as long as limit. It writes nothing;
+// after an error the store works as well, but begins slowly.
+func (s *Store) Warm(ctx context.Context, limit time.Duration) (err error) {
 	begun := time.Now()
 	defer s.metrics.done("warm", begun, &err)
 	// All at once, so that they are different ones.
-	for range min(connections, int(s.pool.Config().MaxConns)) {
-		conn, err := s.pool.Acquire(ctx)
+	for range s.writers.Config().MaxConns {
+		conn, err := s.writers.Acquire(ctx)
 		if err != nil {
 			return fmt.Errorf("connect: %w", err)
 		}

@@ -9,29 +9,30 @@ import (
 	"github.com/trestle-bridge/trestle/internal/store"
 )
 
-// TestWarm: what batches may need is planned on as many
-// connections as were asked for, no more than there may be.
+// TestWarm: what batches may need is planned on all connections that they have, and
+// they have them to themselves.
 func TestWarm(t *testing.T) {
 	for name, test := range map[string]struct {
-		lifecycle   bool
-		max         int32
-		connections int
-		want        []int
+		lifecycle    bool
+		max, writers int32
+		want         []int
 	}{
-		"with lifecycle":    {true, 4, 3, []int{0, 17, 17, 17}},
-		"without":           {false, 2, 1, []int{0, 17}},
-		"more than allowed": {false, 2, 5, []int{17, 17}},
+		"with lifecycle": {true, 4, 2, []int{17, 17, 0, 0}},
+		"without":        {false, 3, 1, []int{17, 0, 0}},
+		"all shared":     {false, 2, 2, []int{17, 17}},
+		"unset":          {false, 3, 0, []int{17, 17, 17}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newBench(t, func(c *store.Config) { c.Lifecycle, c.MaxConnections = test.lifecycle, test.max })
-			if err := s.Warm(context.Background(), test.connections, time.Hour); err != nil {
+			s := newBench(t, func(c *store.Config) {
+				c.Lifecycle, c.MaxConnections, c.Writers = test.lifecycle, test.max, test.writers
+			})
+			if err := s.Warm(context.Background(), time.Hour); err != nil {
 				t.Fatal(err)
 			}
-			planned, err := s.Planned(context.Background(), len(test.want))
+			planned, err := s.Planned(context.Background())
 			if err != nil {
 				t.Fatal(err)
 			}
-			slices.Sort(planned)
 			if !slices.Equal(planned, test.want) {
 				t.Errorf("statements planned on each connection: %v, want %v", planned, test.want)
 			}

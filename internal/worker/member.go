@@ -95,6 +95,28 @@ func (m *member) ask() {
 	}
 }
 
+// refresh takes a snapshot of the cluster, where it is now, and returns when it
+// has been offered.
+func (m *member) refresh(ctx context.Context) error {
+	m.mu.Lock()
+	client, changed, left := m.client, m.changed, m.ended
+	m.mu.Unlock()
+	if client == nil {
+		return upstream.ErrDeaf
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer cancel()
+		select {
+		case <-changed:
+		case <-left:
+		case <-ctx.Done():
+		}
+	}()
+	return client.Refresh(ctx)
+}
+
 // retarget says where the cluster is.
 func (m *member) retarget(cluster upstream.Cluster) {
 	m.mu.Lock()

@@ -43,6 +43,8 @@ type Config struct {
 	Quarantined func(ctx context.Context, cluster string) ([]store.Poison, error)
 	// Versions gives the versions of a cluster's rows, at most limit.
 	Versions func(ctx context.Context, cluster string, limit int) ([]store.InstanceVersion, error)
+	// VersionsOf gives those of some of them.
+	VersionsOf func(ctx context.Context, cluster string, ids []status.InstanceID) ([]store.InstanceVersion, error)
 	// Client is what every upstream client has in common; Cluster and Sink are
 	// filled in.
 	Client upstream.Config
@@ -80,7 +82,7 @@ var errStopped = errors.New("the worker does not run")
 
 // New checks the configuration and starts nothing.
 func New(cfg Config) (*Worker, error) {
-	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Versions == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.HandedOver == nil || cfg.Logger == nil {
+	if cfg.Pipeline == nil || cfg.Quarantined == nil || cfg.Versions == nil || cfg.VersionsOf == nil || cfg.Succeeded == nil || cfg.OwnerDeaf == nil || cfg.HandedOver == nil || cfg.Logger == nil {
 		return nil, errors.New("worker: pipeline, quarantined, versions, succeeded, owner deaf, handed over and logger are required")
 	}
 	return &Worker{
@@ -160,12 +162,6 @@ func (w *Worker) Prepare(ctx context.Context, id shard.ID) error {
 		if m, err = w.open(ctx, id); err != nil {
 			return fmt.Errorf("prepare %s: %w", id, err)
 		}
-		// What the rows have already need not be written when they are handed over,
-		// before what is heard then. Without a database nothing is handed over, but
-		// whoever prepares may wait for it.
-		if err := w.recall(ctx, m, false); err != nil && ctx.Err() == nil {
-			m.log.Warn("the versions of the rows are not known: all that a snapshot brings will be written", "error", err)
-		}
 		if err := w.hear(m); err != nil {
 			return fmt.Errorf("prepare %s: %w", id, err)
 		}
@@ -183,6 +179,15 @@ func (w *Worker) Prepare(ctx context.Context, id shard.ID) error {
 		case <-ctx.Done():
 			return fmt.Errorf("prepare %s: %w", id, ctx.Err())
 		}
+	}
+	select {
+	case <-m.synced:
+		// Without a database nothing is handed over, but whoever prepares may wait
+		// for it.
+		if err := w.shed(ctx, m); err != nil && ctx.Err() == nil {
+			m.log.Warn("it is not known what of a snapshot the rows have: all that it brings will be written", "error", err)
+		}
+	default:
 	}
 	m.watchReady()
 	return nil
@@ -240,6 +245,29 @@ func (w *Worker) recall(ctx context.Context, m *member, raised bool) error {
 		m.log.Debug("versions of the cluster's rows read", "rows", len(versions), "took", time.Since(begun))
 		return versions, err
 	})
+}
+
+// shed drops what a member has buffered of a snapshot that the rows have already,
+// so that at the hand-over nothing has to be written before what is heard then. If
+// there was no room for all of the snapshot, another is taken, of which only what
+// the rows lack takes room.
+func (w *Worker) shed(ctx context.Context, m *member) error {
+	read := func(ids []status.InstanceID) ([]store.InstanceVersion, error) {
+		begun := time.Now()
+		versions, err := w.cfg.VersionsOf(ctx, m.id.Cluster, ids)
+		m.log.Debug("versions of what a snapshot has brought read", "entries", len(ids), "rows", len(versions), "took", time.Since(begun))
+		return versions, err
+	}
+	if err := m.intake.Shed(read); err != nil || !m.intake.Partial() {
+		return err
+	}
+	if err := w.recall(ctx, m, false); err != nil {
+		return err
+	}
+	if err := m.intake.Complete(func() error { return m.refresh(ctx) }); err != nil {
+		return err
+	}
+	return m.intake.Shed(read)
 }
 
 // Release leaves the stream, writes out what it has said and publishes it. Once
