@@ -820,17 +820,22 @@ func TestLeavingTogetherMovesEachShardOnce(t *testing.T) {
 		for _, id := range w.shards() {
 			before[id] = len(w.stored(stays, id).Moves)
 		}
+		leavers := []*node{w.node("a"), w.node("b"), w.node("c"), w.node("d")}
 		var leaving sync.WaitGroup
-		for _, name := range []string{"a", "b", "c", "d"} {
-			n := w.node(name)
+		for _, n := range leavers {
 			leaving.Go(func() {
-				if err := n.leave(20 * time.Second); err != nil {
-					t.Errorf("%s: %v", name, err)
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				defer cancel()
+				if err := n.c.Leave(ctx); err != nil {
+					t.Errorf("%s: %v", n.inc, err)
 				}
 			})
 			time.Sleep(150 * time.Millisecond)
 		}
 		leaving.Wait()
+		for _, n := range leavers {
+			n.stop()
+		}
 		w.calm(100 * time.Millisecond)
 		for _, id := range w.shards() {
 			if moves := w.stored(stays, id).Moves; len(moves)-before[id] > 1 {
