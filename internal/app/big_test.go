@@ -13,6 +13,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/config"
 	"github.com/trestle-bridge/trestle/loadtest/script"
 	"github.com/trestle-bridge/trestle/loadtest/sim"
+	trestlev1 "github.com/trestle-bridge/trestle/proto/trestle/v1"
 	"github.com/trestle-bridge/trestle/proto/wsman"
 )
 
@@ -71,6 +72,42 @@ func TestLargeSnapshot(t *testing.T) {
 	if n := ask[int](w, `SELECT count(*) FROM workspace_instance i JOIN expected e USING (id)
 		WHERE i.status_version = e.version AND i.status ->> 'message' = e.message AND i.phase = 'running' AND i.started_time IS NOT NULL`); n != instances {
 		t.Errorf("%d rows of %d are right", n, instances)
+	}
+}
+
+// A cluster of more instances than a prepared shard has room for changes hands: the
+// next owner writes nothing that the rows have already.
+func TestLargeClusterChangesHands(t *testing.T) {
+	t.Parallel()
+	const instances = 5000
+	w := newWorld(t, plan{seed: 1_000_003, patience: 3 * patience})
+	if _, err := w.db.CopyFrom(w.ctx, pgx.Identifier{"workspace_instance"}, []string{"id", "workspace_id", "region"},
+		pgx.CopyFromSlice(instances, func(n int) ([]any, error) { return []any{[16]byte(numbered(n)), "workspace", clusterName(0)}, nil })); err != nil {
+		t.Fatal(err)
+	}
+	for n := range instances {
+		w.publish(0, w.brief(n, uint64(1+n)))
+	}
+	published := func(s *service) float64 {
+		return s.metric(publishedTotal, "type=workspace-instance", "error=false")
+	}
+	before := w.serve()
+	w.until("every row is written and published", func() bool { return published(before) >= instances })
+	next := w.serve()
+	o := w.operator(before)
+	w.until("both have joined", func() bool {
+		response, err := o.ListReplicas(w.ctx, &trestlev1.ListReplicasRequest{})
+		return err == nil && len(response.GetReplicas()) == 2
+	})
+	before.stop() // hands over
+	w.publish(0, w.brief(7, 2*instances))
+	w.until("the next owner tells what is new", func() bool { return published(next) >= 1 })
+	if n := next.metric("trestle_pipeline_changes_total"); n != 1 {
+		t.Errorf("the next owner has written %v instances, want the one that has changed", n)
+	}
+	next.stop()
+	if got := ask[int64](w, `SELECT status_version FROM workspace_instance WHERE id = $1`, [16]byte(numbered(7))); got != 2*instances {
+		t.Errorf("the row is at version %d, want %d", got, 2*instances)
 	}
 }
 
