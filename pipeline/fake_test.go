@@ -40,6 +40,8 @@ type fakeStore struct {
 	// read and committed, if set, are called when an outbox was read and when a
 	// batch was committed, before the answer.
 	read, committed func()
+	// perRow is how long an outbox takes to be read, for each row; of a bubble.
+	perRow time.Duration
 }
 
 type fakeRow struct {
@@ -148,9 +150,11 @@ func (s *fakeStore) Quarantine(_ context.Context, poison []store.Poison) error {
 
 func (s *fakeStore) Outbox(_ context.Context, fence shard.Fence, limit int) ([]store.OutboxRow, error) {
 	s.mu.Lock()
+	var takes time.Duration
 	defer func() {
 		read := s.read
 		s.mu.Unlock()
+		time.Sleep(takes)
 		if read != nil {
 			read()
 		}
@@ -164,6 +168,7 @@ func (s *fakeStore) Outbox(_ context.Context, fence shard.Fence, limit int) ([]s
 			out = append(out, row)
 		}
 	}
+	takes = s.perRow * time.Duration(len(out))
 	return out, nil
 }
 

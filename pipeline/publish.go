@@ -27,9 +27,25 @@ const (
 	// been replaced, and what it has to tell may have been told, with something
 	// newer after it. It is shorter than a replica can be replaced in.
 	publishTrust = time.Second
-	// recoveryRows is how many rows of an outbox a recovery takes at once.
+	// recoveryRows is how many rows of an outbox a recovery takes at once, and
+	// recoveryTime how long it may take for them: where it takes longer, it takes
+	// fewer. Otherwise a slow database would never show anything that is young
+	// enough to be published.
 	recoveryRows = 200
+	recoveryTime = publishTrust / 2
 )
+
+// nextPage is how many rows a recovery takes next, when so many have taken so long.
+func nextPage(rows int, took time.Duration) int {
+	switch {
+	case took > recoveryTime:
+		return max(1, rows/2)
+	case took < recoveryTime/4:
+		return min(2*rows, recoveryRows)
+	default:
+		return rows
+	}
+}
 
 // outlet holds what the lanes have committed and not yet published, in the order
 // of the commits of each instance. Rows beyond the limit, rows of a shard
@@ -292,6 +308,7 @@ func (in *Intake) recoverIfBehind() {
 // is nothing left; only then is published again as it is committed.
 func (in *Intake) recover(ctx context.Context) {
 	backoff := minBackoff
+	page := recoveryRows
 	for {
 		// A publish under way could otherwise end after a newer one of ours.
 		err := in.await(ctx, func() bool {
@@ -299,7 +316,7 @@ func (in *Intake) recover(ctx context.Context) {
 			return in.publishing == 0
 		})
 		if err == nil {
-			err = in.publishOutbox(ctx)
+			err = in.publishOutbox(ctx, &page)
 		}
 		if ctx.Err() != nil || in.hasEnded() {
 			return
@@ -332,12 +349,14 @@ func (in *Intake) recover(ctx context.Context) {
 	}
 }
 
-// publishOutbox publishes and removes the rows of the outbox until it finds
-// none that was not published yet.
-func (in *Intake) publishOutbox(ctx context.Context) error {
+// publishOutbox publishes and removes the rows of the outbox, page after page, until
+// it finds none that was not published yet.
+func (in *Intake) publishOutbox(ctx context.Context, page *int) error {
 	for {
-		found, err := in.publishOldest(ctx)
-		if err != nil || found < recoveryRows {
+		rows, began := *page, time.Now()
+		found, err := in.publishOldest(ctx, rows)
+		*page = nextPage(rows, time.Since(began))
+		if err != nil || found < rows {
 			return err
 		}
 	}
@@ -361,8 +380,8 @@ func (in *Intake) forgetGone(rows []store.OutboxRow) {
 	})
 }
 
-// publishOldest deals with the oldest rows and gives their number.
-func (in *Intake) publishOldest(ctx context.Context) (int, error) {
+// publishOldest deals with the oldest rows, up to a limit, and gives their number.
+func (in *Intake) publishOldest(ctx context.Context, limit int) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, in.p.cfg.AttemptTimeout)
 	defer cancel()
 	fence := in.fence.Load()
@@ -374,11 +393,11 @@ func (in *Intake) publishOldest(ctx context.Context) (int, error) {
 	published := maps.Clone(in.published)
 	in.mu.Unlock()
 	asked := time.Now()
-	rows, err := in.p.cfg.Store.Outbox(ctx, *fence, recoveryRows)
+	rows, err := in.p.cfg.Store.Outbox(ctx, *fence, limit)
 	if err != nil {
 		return 0, err
 	}
-	if len(rows) < recoveryRows {
+	if len(rows) < limit {
 		in.forgetGone(rows)
 	}
 	if len(rows) == 0 {

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
+	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/store"
+	"github.com/trestle-bridge/trestle/shard"
 )
 
 // recoveries counts how often an outbox is read from now on.
@@ -79,6 +82,32 @@ func TestTooMuchToTellStaysInTheOutbox(t *testing.T) {
 		}
 		if len(told) != instances || len(publisher.published) != instances {
 			t.Errorf("%d messages of %d instances, want one of each of %d", len(publisher.published), len(told), instances)
+		}
+		b.stop()
+	})
+}
+
+// TestSlowDatabaseIsReadInSmallerPages: what is read of an outbox at once is never so
+// much that it is too old to be published when it has been read.
+func TestSlowDatabaseIsReadInSmallerPages(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
+		const rows = 3 * recoveryRows
+		db, publisher := newFakeStore(), &fakePublisher{}
+		db.perRow = 2 * publishTrust / recoveryRows
+		for n := range rows {
+			db.outbox = append(db.outbox, store.OutboxRow{
+				Ref:    store.OutboxRef{Shard: shard.Whole("eu01"), Owner: "a former owner", Seq: int64(n)},
+				Events: event.Set{Instances: []event.Instance{{InstanceID: instance(n).String()}}},
+			})
+		}
+		b := newBench(t, db, publisher, Config{})
+		began := time.Now()
+		drain(t, b.own(t, "eu01"))
+		if n := len(publisher.published); n != rows {
+			t.Errorf("%d messages were published, want %d", n, rows)
+		}
+		if took, least := time.Since(began), rows*db.perRow; took > least+4*publishTrust {
+			t.Errorf("it took %v, and to read all of it takes %v", took, least)
 		}
 		b.stop()
 	})
