@@ -432,17 +432,22 @@ func (b *backlog) release(entries []*entry, outcome func(i int, e *entry) (after
 			b.ignored.Add(e.key, stranger{until: until, noted: e.noted})
 			continue
 		}
-		after.generation, after.kind, after.noted = e.generation, e.kind, e.noted
-		if after.hash != 0 {
-			after.version = max(after.version, e.version) // of a repeat
-		}
-		b.ignored.Remove(e.key)
-		b.known.Add(e.key, after)
+		b.keep(e, after)
 	}
 	b.mu.Unlock()
 	for in, n := range settled {
 		in.settled(n)
 	}
+}
+
+// keep remembers an instance of which nothing waits any more. The caller holds mu.
+func (b *backlog) keep(e *entry, after memory) {
+	after.generation, after.kind, after.noted = e.generation, e.kind, e.noted
+	if after.hash != 0 {
+		after.version = max(after.version, e.version) // of a repeat
+	}
+	b.ignored.Remove(e.key)
+	b.known.Add(e.key, after)
 }
 
 // putBack ends the flight of entries that were not written, or of which that
@@ -529,13 +534,13 @@ func (b *backlog) shed(in *Intake, rows []store.InstanceVersion) {
 		in.metrics.known(true, change.Updates)
 		in.metrics.completedChange(change, outcomeSkipped)
 		b.p.metrics.stale.Add(float64(change.Updates))
-		after := memory{version: version, generation: e.generation, noted: e.noted, kind: e.kind, recalled: true, unsure: true}
+		after := memory{version: version, recalled: true, unsure: true}
 		if version == change.Version {
-			after.version, after.hash = max(version, e.version), e.hash
+			after.hash = e.hash
 		}
 		e.waiting, e.queued = nil, false
 		delete(b.entries, e.key)
-		b.known.Add(e.key, after)
+		b.keep(e, after)
 		dropped = dropped.with(e)
 	}
 	b.mu.Unlock()

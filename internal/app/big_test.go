@@ -38,6 +38,19 @@ func (w *world) brief(n int, version uint64) sim.Update {
 	})}
 }
 
+// crowd makes the first cluster run so many instances, whose rows are there; each is
+// at its number and one.
+func (w *world) crowd(instances int) {
+	w.t.Helper()
+	if _, err := w.db.CopyFrom(w.ctx, pgx.Identifier{"workspace_instance"}, []string{"id", "workspace_id", "region"},
+		pgx.CopyFromSlice(instances, func(n int) ([]any, error) { return []any{[16]byte(numbered(n)), "workspace", clusterName(0)}, nil })); err != nil {
+		w.t.Fatal(err)
+	}
+	for n := range instances {
+		w.publish(0, w.brief(n, uint64(1+n)))
+	}
+}
+
 // A cluster that runs 100,000 instances when it is first heard of.
 func TestLargeSnapshot(t *testing.T) {
 	t.Parallel()
@@ -46,13 +59,7 @@ func TestLargeSnapshot(t *testing.T) {
 		instances = 5_000
 	}
 	w := newWorld(t, plan{seed: 1_000_001, patience: 3 * patience})
-	if _, err := w.db.CopyFrom(w.ctx, pgx.Identifier{"workspace_instance"}, []string{"id", "workspace_id", "region"},
-		pgx.CopyFromSlice(instances, func(n int) ([]any, error) { return []any{[16]byte(numbered(n)), "workspace", clusterName(0)}, nil })); err != nil {
-		t.Fatal(err)
-	}
-	for n := range instances {
-		w.publish(0, w.brief(n, uint64(1+n)))
-	}
+	w.crowd(instances)
 	s := w.serve()
 	w.until("every row is written and published", func() bool {
 		if n := s.metric(waitingInstances); n > float64(instances) {
@@ -81,13 +88,7 @@ func TestLargeClusterChangesHands(t *testing.T) {
 	t.Parallel()
 	const instances = 5000
 	w := newWorld(t, plan{seed: 1_000_003, patience: 3 * patience})
-	if _, err := w.db.CopyFrom(w.ctx, pgx.Identifier{"workspace_instance"}, []string{"id", "workspace_id", "region"},
-		pgx.CopyFromSlice(instances, func(n int) ([]any, error) { return []any{[16]byte(numbered(n)), "workspace", clusterName(0)}, nil })); err != nil {
-		t.Fatal(err)
-	}
-	for n := range instances {
-		w.publish(0, w.brief(n, uint64(1+n)))
-	}
+	w.crowd(instances)
 	published := func(s *service) float64 {
 		return s.metric(publishedTotal, "type=workspace-instance", "error=false")
 	}
