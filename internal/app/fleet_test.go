@@ -144,8 +144,7 @@ func TestClustersComeGoAndChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until("the snapshot is done with", func() bool {
-		f := s.families()
-		return sum(f["trestle_upstream_snapshots_total"], "workspace_cluster="+clusterName(goes)) >= 2
+		return s.metric("trestle_upstream_snapshots_total", "workspace_cluster="+clusterName(goes)) >= 2
 	})
 	unlock := w.lock(goes) // the instance of this number is one of the cluster
 	started := s.metric(startedTotal, "workspace_cluster="+clusterName(goes))

@@ -395,7 +395,7 @@ func (w *world) heard(snapshots int) {
 			if s.hasEnded() {
 				continue
 			}
-			family := s.families()["trestle_upstream_snapshots_total"]
+			family := s.family("trestle_upstream_snapshots_total")
 			for n := range taken {
 				taken[n] += sum(family, "workspace_cluster="+clusterName(n), "outcome=success")
 			}
@@ -786,7 +786,7 @@ func (s *service) get(path string) (code int, body string) {
 	if err != nil {
 		s.w.t.Fatal(err)
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}}
 	response, err := client.Do(request)
 	if err != nil {
 		s.w.t.Fatal(err)
@@ -798,10 +798,10 @@ func (s *service) get(path string) (code int, body string) {
 	return response.StatusCode, string(content)
 }
 
-// families are all metrics as they are scraped.
-func (s *service) families() map[string]*dto.MetricFamily {
+// families are metrics as they are scraped: those of the names, or all.
+func (s *service) families(names ...string) map[string]*dto.MetricFamily {
 	s.w.t.Helper()
-	code, body := s.get("/metrics")
+	code, body := s.get("/metrics?" + url.Values{"name[]": names}.Encode())
 	if code != http.StatusOK {
 		s.w.t.Fatalf("/metrics answers %d: %s", code, body)
 	}
@@ -813,11 +813,17 @@ func (s *service) families() map[string]*dto.MetricFamily {
 	return families
 }
 
+// family is the metric of a name, nil if there is none.
+func (s *service) family(name string) *dto.MetricFamily {
+	s.w.t.Helper()
+	return s.families(name)[name]
+}
+
 // metric is the sum of the series of a name that have these labels, given as
 // name=value; of histograms the counts.
 func (s *service) metric(name string, labels ...string) float64 {
 	s.w.t.Helper()
-	return sum(s.families()[name], labels...)
+	return sum(s.family(name), labels...)
 }
 
 func sum(family *dto.MetricFamily, labels ...string) (total float64) {

@@ -67,7 +67,7 @@ func TestMetricsOfTheContract(t *testing.T) {
 	// What is sent behind all the rest is accounted for behind it, in its lane
 	// alone: so wait until nothing is on its way.
 	w.until("every update is accounted for", func() bool {
-		f := s.families()
+		f := s.families(startedTotal, completedTotal)
 		sent := w.ledger.Counts()
 		return sum(f[startedTotal]) >= float64(sent.Sent-sent.Invalid) && sum(f[startedTotal]) == sum(f[completedTotal])
 	})

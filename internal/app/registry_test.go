@@ -70,8 +70,7 @@ func TestReplicasHearOfEachOthersClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	both("both have forgotten it", func(s *service) bool {
-		_, shown := s.families()[score]
-		return !shown
+		return s.family(score) == nil
 	})
 	w.subscribers(0, 0)
 	// A connection that breaks may have brought nothing of a change.
@@ -146,8 +145,7 @@ func TestRemovedBeforeTakenOver(t *testing.T) {
 	})
 	w.exec(`DELETE FROM workspace_cluster WHERE name = $1`, clusterName(0))
 	w.until("it does not exist any more", func() bool {
-		_, shown := s.families()["gitpod_ws_manager_bridge_cluster_score"]
-		return !shown
+		return s.family("gitpod_ws_manager_bridge_cluster_score") == nil
 	})
 	w.register(1)
 	if err := tx.Rollback(w.ctx); err != nil {
