@@ -72,7 +72,7 @@ func (in input) execute(ctx context.Context, conn *pgx.Conn, entries int) ([]Res
 	var malformed error
 	for reader.NextRow() {
 		if malformed == nil {
-			malformed = readResult(results, fields(reader.Values()), in.parts.Prebuilds)
+			malformed = readResult(results, fields(reader.Values()), in.statement.parts.Prebuilds)
 		}
 	}
 	// Only the end of the answer says that the commit is made.

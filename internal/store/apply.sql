@@ -1,12 +1,11 @@
 {{- /*
 One batch of changes, written in one statement and so in one commit.
 
-The template is executed once for each combination of parts that a batch can
-need; a part that no change of the batch needs costs nothing:
+The template is executed once for each variant, a combination of parts; see
+statements.go:
 
   Folded     a change has several rungs
   Stops      a change can stop its instance
-  Metrics    a change brings metrics
   Prebuilds  a change speaks of a prebuild
   Lifecycle  events for analytics are recorded
 
@@ -79,8 +78,8 @@ judged AS MATERIALIZED (
         CASE WHEN n.outcome = 1 AND n.conditions ? 'firstUserActivity' AND NOT n.old_conditions ? 'firstUserActivity'
             THEN n.conditions ->> 'firstUserActivity' END AS first_activity,
         CASE WHEN n.running_at IS NOT NULL
-            THEN coalesce(n.old_conditions ->> 'neededImageBuild' = 'true', false) END AS built_image
-        {{if .Metrics}}, n.metrics, coalesce(n.measured, n.old_measured) AS measured, n.measures{{end}}
+            THEN coalesce(n.old_conditions ->> 'neededImageBuild' = 'true', false) END AS built_image,
+        n.metrics, coalesce(n.measured, n.old_measured) AS measured, n.measures
         {{if .Prebuilds}}, n.floor, n.steps{{end}}
     FROM (
         SELECT
@@ -126,9 +125,9 @@ judged AS MATERIALIZED (
                         'conditions', r.other_conditions || r.conditions
                             || CASE WHEN r.failed IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('failed', r.failed) END)
                 END
-            END AS status
-            {{if .Metrics}}, r.metrics, r.measured, r.old_measured,
-            (r.metrics IS NOT NULL AND r.measured <> r.old_measured)::int AS measures{{end}}
+            END AS status,
+            r.metrics, r.measured, r.old_measured,
+            (r.metrics IS NOT NULL AND r.measured <> r.old_measured)::int AS measures
             {{if .Prebuilds}}, r.floor, r.steps{{end}}
         FROM (
             SELECT
@@ -152,8 +151,8 @@ judged AS MATERIALIZED (
                     ELSE c.phase
                 END AS new_phase,
                 c.document_phase, c.cleared, c.revived, c.failed, c.kept,
-                c.deployed_at, c.running_at, c.stopping_at, c.stopped_at, c.open_stop_at, c.later_stop_at
-                {{if .Metrics}}, c.metrics, c.measured, c.old_measured{{end}}
+                c.deployed_at, c.running_at, c.stopping_at, c.stopped_at, c.open_stop_at, c.later_stop_at,
+                c.metrics, c.measured, c.old_measured
                 {{if .Prebuilds}}, c.floor, c.steps{{end}}
             FROM (
                 SELECT
@@ -173,23 +172,23 @@ judged AS MATERIALIZED (
                     CASE WHEN l.first THEN l.stopping_at ELSE f.stopping_at END AS stopping_at,
                     CASE WHEN l.first THEN l.stopped_at ELSE f.stopped_at END AS stopped_at,
                     CASE WHEN l.first THEN l.open_stop_at ELSE f.open_stop_at END AS open_stop_at,
-                    CASE WHEN l.first THEN l.later_stop_at ELSE f.later_stop_at END AS later_stop_at
-                    {{if .Metrics}}, CASE WHEN l.first THEN l.metrics ELSE f.metrics END AS metrics,
-                    CASE WHEN l.first THEN l.measured ELSE f.measured END AS measured{{end}}
+                    CASE WHEN l.first THEN l.later_stop_at ELSE f.later_stop_at END AS later_stop_at,
+                    CASE WHEN l.first THEN l.metrics ELSE f.metrics END AS metrics,
+                    CASE WHEN l.first THEN l.measured ELSE f.measured END AS measured,
                     {{- else}}
                     l.first AS counts, l.phase, l.cleared, false AS revived, l.failed, l.kept,
                     l.deployed_at, l.running_at, l.stopping_at, l.stopped_at,
-                    l.stopped_at AS open_stop_at, NULL::timestamptz AS later_stop_at
-                    {{if .Metrics}}, l.metrics, l.measured{{end}}
+                    l.stopped_at AS open_stop_at, NULL::timestamptz AS later_stop_at,
+                    l.metrics, l.measured,
                     {{- end}}
-                    {{if .Metrics}}, l.old_measured{{end}}
+                    l.old_measured
                     {{if .Prebuilds}}, l.steps{{end}}
                 FROM (
                     SELECT
                         e.position, e.fence, e.cluster, e.id, e.version, e.ide_url, e.hash, e.document,
                         e.phase, e.cleared, e.failed, e.kept, e.deployed_at, e.running_at, e.stopping_at, e.stopped_at,
                         {{if .Folded}}e.revived, e.open_stop_at, e.later_stop_at, e.further,{{end}}
-                        {{if .Metrics}}e.metrics, e.measured, i.measured AS old_measured,{{end}}
+                        e.metrics, e.measured, i.measured AS old_measured,
                         {{if .Prebuilds}}e.steps,{{end}}
                         i.workspace_id, i.region, i.creation_time AS old_creation,
                         i.deployed_time AS old_deployed, i.started_time AS old_started,
@@ -211,7 +210,7 @@ judged AS MATERIALIZED (
                             u.position, u.fence, (SELECT clusters FROM fence)[u.fence] AS cluster, u.id, u.version, u.ide_url, u.hash, u.first, u.document,
                             u.phase, u.cleared, u.failed, u.kept, u.deployed_at, u.running_at, u.stopping_at, u.stopped_at,
                             {{if .Folded}}u.revived, u.open_stop_at, u.later_stop_at, u.further,{{end}}
-                            {{if .Metrics}}u.metrics, u.measured,{{end}}
+                            u.metrics, u.measured,
                             {{if .Prebuilds}}u.steps,{{end}}
                             {{if .Folded}}u.rung{{else}}u.version AS rung{{end}}
                         -- In the list of a SELECT the arrays are taken apart
@@ -223,11 +222,11 @@ judged AS MATERIALIZED (
                                 unnest($11::text[]) AS phase, unnest($12::bool[]) AS cleared, unnest($13::text[]) AS failed,
                                 unnest($14::jsonb[]) AS kept, unnest($15::timestamptz[]) AS deployed_at,
                                 unnest($16::timestamptz[]) AS running_at, unnest($17::timestamptz[]) AS stopping_at,
-                                unnest($18::timestamptz[]) AS stopped_at, unnest($28::bigint[]) AS hash, unnest($29::bool[]) AS first
+                                unnest($18::timestamptz[]) AS stopped_at, unnest($28::bigint[]) AS hash, unnest($29::bool[]) AS first,
+                                unnest($30::text[]) AS metrics, unnest($31::bigint[]) AS measured
                                 {{if .Folded}}, unnest({{arg "rung"}}::bigint[]) AS rung, unnest({{arg "revived"}}::bool[]) AS revived,
                                 unnest({{arg "open_stop_at"}}::timestamptz[]) AS open_stop_at,
                                 unnest({{arg "later_stop_at"}}::timestamptz[]) AS later_stop_at, unnest({{arg "further"}}::text[]) AS further{{end}}
-                                {{if .Metrics}}, unnest({{arg "metrics"}}::text[]) AS metrics, unnest({{arg "measured"}}::bigint[]) AS measured{{end}}
                                 {{if .Prebuilds}}, unnest({{arg "steps"}}::jsonb[]) AS steps{{end}}
                         ) u
                         OFFSET 0
@@ -235,8 +234,7 @@ judged AS MATERIALIZED (
                     -- Locked in the order given, which is that of the ids.
                     LEFT JOIN LATERAL (
                         SELECT i.workspace_id::text, coalesce(i.region::text, '') AS region, i.creation_time, i.deployed_time, i.started_time,
-                            i.stopping_time, i.stopped_time, i.ide_url, i.phase, i.status_version, i.status, i.heard, i.swept
-                            {{if .Metrics}}, i.measured{{end}},
+                            i.stopping_time, i.stopped_time, i.ide_url, i.phase, i.status_version, i.status, i.heard, i.swept, i.measured,
                             -- A swept row counts as one version older than it
                             -- is: what it held, heard again, revives it.
                             i.status_version - (i.swept AND i.status_version > 0)::int AS floor
@@ -275,12 +273,11 @@ written AS (
     UPDATE workspace_instance i
     SET status_version = j.version, heard = hashint8extended(j.hash, j.version), swept = false, phase = j.phase, ide_url = j.ide_url,
         deployed_time = j.deployed, started_time = j.started, stopping_time = j.stopping, stopped_time = j.stopped,
-        status = j.status{{if .Metrics}}, measured = j.measured{{end}}
+        status = j.status, measured = j.measured
     FROM judged j
     WHERE i.id BETWEEN j.id AND j.id AND j.outcome = 1
 ),
 
-{{- if .Metrics}}
 
 -- An instance tells the same metrics over and over, so the row remembers what
 -- it was told last. Absent values never overwrite; containment takes a shorter
@@ -296,7 +293,6 @@ measured AS (
     END
     WHERE NOT m.metrics @> excluded.metrics
 ),
-{{- end}}
 
 {{- if .Stops}}
 

@@ -19,7 +19,6 @@ import (
 // input is a batch as its statement takes it.
 type input struct {
 	statement statement
-	parts     applyParts
 	params    [][]byte
 	arrays    *entryArrays // the params lie in these
 }
@@ -50,20 +49,16 @@ func (s *Store) encodeBatch(b Batch) (input, error) {
 			return input{}, err
 		}
 	}
-	e.parts.Lifecycle = s.lifecycle
-	if len(b.Entries) <= s.rowByRow && !e.parts.Folded && !e.parts.Prebuilds {
+	if len(b.Entries) <= s.rowByRow && !e.needs.Folded && !e.needs.Prebuilds {
 		return s.rowsInput(b, fences, e), nil
 	}
 	return s.statementInput(b, fences, e), nil
 }
 
-// statementInput is for the statement, in the variant that the parts of the
-// entries need.
+// statementInput is for the statement, in the variant that the entries need.
 func (s *Store) statementInput(b Batch, fences [][]byte, e *entryArrays) input {
-	return input{
-		statement: s.statements[e.parts.index()], parts: e.parts, arrays: e,
-		params: append(s.params(b, fences, e), e.partParams()...),
-	}
+	variant := s.statements[e.needs.variant()]
+	return input{statement: variant, arrays: e, params: append(s.params(b, fences, e), e.partParams(variant.parts)...)}
 }
 
 // rowsInput is for the function that writes row by row.
@@ -74,7 +69,7 @@ func (s *Store) rowsInput(b Batch, fences [][]byte, e *entryArrays) input {
 	}
 	return input{
 		statement: applyRows, arrays: e,
-		params: append(s.params(b, fences, e), e.metrics.param(), e.measured.param(), []byte{lifecycle}),
+		params: append(s.params(b, fences, e), []byte{lifecycle}),
 	}
 }
 
@@ -84,7 +79,7 @@ func (s *Store) params(b Batch, fences [][]byte, e *entryArrays) [][]byte {
 	params = append(params, e.spoken, []byte(s.installation),
 		binary.BigEndian.AppendUint32(nil, uint32(b.Lane)), binary.BigEndian.AppendUint64(nil, uint64(b.Seq)))
 	params = append(params, encodeRefs(b.Published)...)
-	return append(params, e.hash.param(), e.first.param())
+	return append(params, e.hash.param(), e.first.param(), e.metrics.param(), e.measured.param())
 }
 
 // encodeFences gives the parameters, and where among them, from 1, each of the
@@ -135,17 +130,16 @@ func spokenConditions() []byte {
 // entryArrays are the columns of the changes. They are used again by later
 // batches: made anew for each, they would be most of what a batch allocates.
 type entryArrays struct {
-	parts  applyParts
+	needs  applyParts
 	spoken []byte
 	rungs  []status.Step // of the change that is being added
 
 	position, fence, id, version, ideURL, document array
 	phase, cleared, failed, kept                   array
 	deployedAt, runningAt, stoppingAt, stoppedAt   array
-	hash, first                                    array
+	hash, first, metrics, measured                 array
 	// Of the parts.
 	rung, revived, openStopAt, laterStopAt, further array
-	metrics, measured                               array
 	steps                                           array
 }
 
@@ -173,7 +167,7 @@ func (e *entryArrays) all() [24]*array {
 }
 
 func (e *entryArrays) reset() {
-	e.parts = applyParts{}
+	e.needs = applyParts{}
 	for _, a := range e.all() {
 		a.reset()
 	}
@@ -242,7 +236,7 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 
 	// What one update alone does can do without these.
 	if len(rungs) > 1 || first.Revived || !first.LaterStopAt.IsZero() || !first.OpenStopAt.Equal(first.StoppedAt) {
-		e.parts.Folded = true
+		e.needs.Folded = true
 	}
 	e.rung.int8(toStored(first.Version))
 	e.revived.bool(first.Revived)
@@ -270,13 +264,12 @@ func (e *entryArrays) add(position int, fence int32, c *status.Change) error {
 		if steps, err = json.Marshal(said); err != nil {
 			return fmt.Errorf("encode the prebuild of %s: %w", c.ID, err)
 		}
-		e.parts.Prebuilds = true
+		e.needs.Prebuilds = true
 	}
 	e.steps.jsonb(steps)
 
 	for i := range rungs {
-		e.parts.Stops = e.parts.Stops || !rungs[i].OpenStopAt.IsZero() || !rungs[i].LaterStopAt.IsZero()
-		e.parts.Metrics = e.parts.Metrics || rungs[i].Metrics != status.Metrics{}
+		e.needs.Stops = e.needs.Stops || !rungs[i].OpenStopAt.IsZero() || !rungs[i].LaterStopAt.IsZero()
 	}
 	return nil
 }
@@ -313,14 +306,11 @@ func (e *entryArrays) params() [][]byte {
 	}
 }
 
-func (e *entryArrays) partParams() (params [][]byte) {
-	if e.parts.Folded {
+func (e *entryArrays) partParams(parts applyParts) (params [][]byte) {
+	if parts.Folded {
 		params = append(params, e.rung.param(), e.revived.param(), e.openStopAt.param(), e.laterStopAt.param(), e.further.param())
 	}
-	if e.parts.Metrics {
-		params = append(params, e.metrics.param(), e.measured.param())
-	}
-	if e.parts.Prebuilds {
+	if parts.Prebuilds {
 		params = append(params, e.steps.param())
 	}
 	return params

@@ -22,7 +22,7 @@ func BenchmarkEncode(b *testing.B) {
 			for i := range rows {
 				batch.Entries = append(batch.Entries, Entry{Change: lifeOf(b, i, folded)})
 			}
-			statements, err := newApplyStatements()
+			statements, err := newApplyStatements(false)
 			if err != nil {
 				b.Fatal(err)
 			}

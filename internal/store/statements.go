@@ -13,38 +13,51 @@ var applySQL string
 
 // applyParts are the parts of the statement that a batch needs; see apply.sql.
 type applyParts struct {
-	Folded, Stops, Metrics, Prebuilds, Lifecycle bool
+	Folded, Stops, Prebuilds, Lifecycle bool
 }
 
-const applyVariants = 1 << 5
+// applyVariants are the combinations of parts that there is a statement of, each
+// with more than the one before it. A part that a batch does not need costs a
+// little processor time. A variant costs each connection a plan, some milliseconds of it, when
+// it is opened and whenever a table has been analyzed since.
+var applyVariants = [...]applyParts{
+	{},
+	{Stops: true},
+	{Stops: true, Folded: true},
+	{Stops: true, Folded: true, Prebuilds: true},
+}
 
-func (p applyParts) index() (i int) {
-	for bit, set := range []bool{p.Folded, p.Stops, p.Metrics, p.Prebuilds, p.Lifecycle} {
-		if set {
-			i |= 1 << bit
-		}
+// variant is the first one that has all that is needed. Of lifecycle all variants
+// have the same.
+func (p applyParts) variant() int {
+	switch {
+	case p.Prebuilds:
+		return 3
+	case p.Folded:
+		return 2
+	case p.Stops:
+		return 1
+	default:
+		return 0
 	}
-	return i
-}
-
-func partsOf(index int) applyParts {
-	bit := func(i int) bool { return index>>i&1 == 1 }
-	return applyParts{Folded: bit(0), Stops: bit(1), Metrics: bit(2), Prebuilds: bit(3), Lifecycle: bit(4)}
 }
 
 // statement is one variant of the statement, under the name by which the
 // connections have it prepared.
-type statement struct{ name, sql string }
+type statement struct {
+	name, sql string
+	parts     applyParts
+}
 
-type applyStatements [applyVariants]statement
+type applyStatements [len(applyVariants)]statement
 
 // applyRows is the statement for small batches: a function of the database; see
-// the migration that makes it. Its parameters are those that every variant has,
-// metrics, and whether there are lifecycle events.
+// the migration that makes it. Its parameters are those that every variant has, and
+// whether there are lifecycle events.
 var applyRows = statement{name: "trestle_apply_rows", sql: `
 SELECT position, outcome, stored, owner_id, workspace_id, region, starts, stops, revives, keeps_failed, ignores_stopping,
     creation, started, first_activity, built_image
-FROM trestle_apply_1(` + parameters(applyParameters+3) + `)`}
+FROM trestle_apply_1(` + parameters(applyParameters+1) + `)`}
 
 func parameters(n int) string {
 	var list strings.Builder
@@ -59,9 +72,9 @@ func parameters(n int) string {
 
 // The parameters that every variant has. Those of the parts follow, in the
 // order in which the statement names them.
-const applyParameters = 29
+const applyParameters = 31
 
-func newApplyStatements() (*applyStatements, error) {
+func newApplyStatements(lifecycle bool) (*applyStatements, error) {
 	next := 0
 	text, err := template.New("apply.sql").Funcs(template.FuncMap{
 		// arg numbers a parameter; its name is for the reader.
@@ -74,13 +87,14 @@ func newApplyStatements() (*applyStatements, error) {
 		return nil, fmt.Errorf("parse the statement of a batch: %w", err)
 	}
 	var all applyStatements
-	for i := range all {
+	for i, parts := range applyVariants {
+		parts.Lifecycle = lifecycle
 		next = applyParameters
 		var sql strings.Builder
-		if err := text.Execute(&sql, partsOf(i)); err != nil {
+		if err := text.Execute(&sql, parts); err != nil {
 			return nil, fmt.Errorf("compose the statement of a batch: %w", err)
 		}
-		all[i] = statement{name: "trestle_apply_" + strconv.Itoa(i), sql: sql.String()}
+		all[i] = statement{name: "trestle_apply_" + strconv.Itoa(i), sql: sql.String(), parts: parts}
 	}
 	return &all, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,6 +38,15 @@ func TestPlans(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	recorded, err := newApplyStatements(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	statements := slices.Clone(s.statements[:])
+	for _, st := range recorded {
+		st.name += "_lifecycle"
+		statements = append(statements, st)
+	}
 	fill := []string{
 		`INSERT INTO workspace (id) SELECT 'w' || i FROM generate_series(1, 3000) i`,
 		`INSERT INTO workspace_instance (id, workspace_id) SELECT gen_random_uuid(), 'w' || i FROM generate_series(1, 3000) i`,
@@ -69,7 +79,7 @@ func TestPlans(t *testing.T) {
 				exec(part)
 			}
 			exec(`DISCARD PLANS`)
-			for _, st := range s.statements {
+			for _, st := range statements {
 				prepared, err := conn.Conn().Prepare(ctx, st.name, st.sql)
 				if err != nil {
 					t.Fatal(err)

@@ -83,7 +83,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	statements, err := newApplyStatements()
+	statements, err := newApplyStatements(cfg.Lifecycle)
 	if err != nil {
 		return nil, err
 	}

@@ -17,10 +17,10 @@ func TestWarm(t *testing.T) {
 		max, writers int32
 		want         []int
 	}{
-		"with lifecycle": {true, 4, 2, []int{17, 17, 0, 0}},
-		"without":        {false, 3, 1, []int{17, 0, 0}},
-		"all shared":     {false, 2, 2, []int{17, 17}},
-		"unset":          {false, 3, 0, []int{17, 17, 17}},
+		"with lifecycle": {true, 4, 2, []int{5, 5, 0, 0}},
+		"without":        {false, 3, 1, []int{5, 0, 0}},
+		"all shared":     {false, 2, 2, []int{5, 5}},
+		"unset":          {false, 3, 0, []int{5, 5, 5}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newBench(t, func(c *store.Config) {
