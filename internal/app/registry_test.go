@@ -114,9 +114,10 @@ func TestNewTLSMaterial(t *testing.T) {
 	if _, err := client.Update(w.ctx, update); err != nil {
 		t.Fatal(err)
 	}
-	w.subscribers(0, 0)
+	if err := w.clusters[0].Await(w.ctx, func(s sim.Stats) bool { return s.Subscribed == 2 }); err != nil {
+		t.Fatal(err)
+	}
 	unlock()
-	w.subscribers(0, 1)
 	w.sendAll(every)
 	w.settle(true)
 	if n := w.clusters[0].Stats().Subscribed; n != 2 {
