@@ -46,14 +46,15 @@ func (w *world) tables() string {
 // started anew, does not show in the tables.
 func TestSameTablesWhateverTheShape(t *testing.T) {
 	t.Parallel()
+	// The extremes, and each of them with and without restarts.
 	shapes := []shape{
 		{4, 500, false}, // what the others are held against
-		{1, 1, false}, {1, 10, true}, {1, 1000, false},
-		{2, 1, true}, {2, 10, false}, {2, 1000, true},
-		{8, 1, false}, {8, 10, true}, {8, 1000, false},
+		{1, 1, false}, {1, 1000, true},
+		{2, 10, false},
+		{8, 1, true}, {8, 1000, false},
 	}
 	if testing.Short() {
-		shapes = shapes[:4]
+		shapes = shapes[:3]
 	}
 	tables := make([]string, len(shapes))
 	t.Run("play", func(t *testing.T) {
