@@ -3,6 +3,7 @@ package store
 import (
 	_ "embed" // apply.sql
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -17,9 +18,9 @@ type applyParts struct {
 }
 
 // applyVariants are the combinations of parts that there is a statement of, each
-// with more than the one before it. A part that a batch does not need costs a
-// little processor time. A variant costs each connection a plan, some milliseconds of it, when
-// it is opened and whenever a table has been analyzed since.
+// with more than the one before it. A part that a batch does not need costs next to
+// nothing; a variant costs a plan on each connection, some milliseconds of processor
+// time when it is opened and whenever a table has been analyzed.
 var applyVariants = [...]applyParts{
 	{},
 	{Stops: true},
@@ -27,19 +28,12 @@ var applyVariants = [...]applyParts{
 	{Stops: true, Folded: true, Prebuilds: true},
 }
 
-// variant is the first one that has all that is needed. Of lifecycle all variants
-// have the same.
+// variant is the place of the first variant that has what is needed. Lifecycle is not
+// a need of a batch: a store has it in all variants, or in none.
 func (p applyParts) variant() int {
-	switch {
-	case p.Prebuilds:
-		return 3
-	case p.Folded:
-		return 2
-	case p.Stops:
-		return 1
-	default:
-		return 0
-	}
+	return slices.IndexFunc(applyVariants[:], func(v applyParts) bool {
+		return (v.Stops || !p.Stops) && (v.Folded || !p.Folded) && (v.Prebuilds || !p.Prebuilds)
+	})
 }
 
 // statement is one variant of the statement, under the name by which the

@@ -9,10 +9,10 @@ import (
 )
 
 // Warm opens the connections for batches and has the database plan on each of them
-// every statement that a batch may need, which takes it some 30 ms a
-// connection. Otherwise the first batches wait for it: those just after a hand-over.
-// It begins nothing more once that has taken as long as limit. It writes nothing;
-// after an error the store works as well, but begins slowly.
+// every statement that a batch may need, which takes it some 30 ms a connection.
+// Otherwise the first batches wait for it: those just after a hand-over. It begins
+// nothing more once that has taken as long as limit. It writes nothing; after an
+// error the store works as well, but begins slowly.
 func (s *Store) Warm(ctx context.Context, limit time.Duration) (err error) {
 	begun := time.Now()
 	defer s.metrics.done("warm", begun, &err)
