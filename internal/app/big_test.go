@@ -156,7 +156,10 @@ func TestFloodOfUnknownInstances(t *testing.T) {
 	w.until("the flood goes on", func() bool { return sent.Load() > before })
 	stop()
 	flood.Wait()
-	w.until("every update is accounted for", func() bool { f := s.families(startedTotal, completedTotal); return sum(f[startedTotal]) == sum(f[completedTotal]) })
+	w.until("every update is accounted for", func() bool {
+		f := s.families(startedTotal, completedTotal)
+		return sum(f[startedTotal]) == sum(f[completedTotal])
+	})
 
 	// The same ids again, with other words: nobody asks for them.
 	const ids = 3000
