@@ -51,11 +51,11 @@ func (w *world) crowd(instances int) {
 	}
 }
 
-// A cluster that runs 40,000 instances when it is first heard of: more than wait in
-// memory to be told.
+// A cluster that runs 100,000 instances when it is first heard of: more than wait in
+// memory to be told, and as much as a page of the outbox holds.
 func TestLargeSnapshot(t *testing.T) {
 	t.Parallel()
-	instances := 40_000
+	instances := 100_000
 	if testing.Short() {
 		instances = 5_000
 	}

@@ -118,6 +118,7 @@ func TestNewTLSMaterial(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock()
+	w.subscribers(0, 1)
 	w.sendAll(every)
 	w.settle(true)
 	if n := w.clusters[0].Stats().Subscribed; n != 2 {

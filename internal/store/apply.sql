@@ -278,7 +278,6 @@ written AS (
     WHERE i.id BETWEEN j.id AND j.id AND j.outcome = 1
 ),
 
-
 -- An instance tells the same metrics over and over, so the row remembers what
 -- it was told last. Absent values never overwrite; containment takes a shorter
 -- array for a part of a longer one, but there are no arrays in what we are told.
