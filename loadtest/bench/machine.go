@@ -68,7 +68,7 @@ func (b *bench) machine(ctx context.Context) (*machine, error) {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	for _, name := range []string{"fsync", "synchronous_commit", "full_page_writes", "autovacuum", "shared_buffers", "max_wal_size", "wal_sync_method", "wal_compression"} {
+	for _, name := range []string{"fsync", "synchronous_commit", "full_page_writes", "autovacuum", "shared_buffers", "min_wal_size", "max_wal_size", "wal_sync_method", "wal_compression"} {
 		var value string
 		if err := conn.QueryRow(ctx, "SELECT current_setting($1)", name).Scan(&value); err != nil {
 			return nil, fmt.Errorf("read the setting %s: %w", name, err)
