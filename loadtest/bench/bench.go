@@ -141,7 +141,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.stack.Close()) }()
 	b.line.begin("running PostgreSQL in")
-	if err := runIn(ctx, b.stack.Postgres.URL()); err != nil {
+	if err := on(ctx, b.stack.Postgres.URL(), runIn); err != nil {
 		return err
 	}
 	machine, err := b.machine(ctx)
@@ -231,29 +231,24 @@ const logSegments = 64
 // runIn gives a new PostgreSQL the log of one that has been at work for a while. It
 // makes a file of the log when it needs one, and all commits wait for that, 20 to
 // 40 ms; later it uses those again that a checkpoint has left.
-func runIn(ctx context.Context, postgres string) error {
-	conn, err := pgx.Connect(ctx, postgres)
-	if err != nil {
-		return fmt.Errorf("connect to Postgres: %w", err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
+func runIn(ctx context.Context, conn *pgx.Conn) error {
 	for range logSegments {
 		// Nothing would be switched in a file that is empty.
 		if _, err := conn.Exec(ctx, "SELECT pg_logical_emit_message(false, 'bench', ''), pg_switch_wal()"); err != nil {
 			return fmt.Errorf("make files of PostgreSQL's log: %w", err)
 		}
 	}
-	return limits.Settle(ctx, conn)
+	return limits.Flush(ctx, conn)
 }
 
-// settle has PostgreSQL finish what is left over from before.
-func settle(ctx context.Context, postgres string) error {
+// on does something on a connection of its own.
+func on(ctx context.Context, postgres string, do func(context.Context, *pgx.Conn) error) error {
 	conn, err := pgx.Connect(ctx, postgres)
 	if err != nil {
 		return fmt.Errorf("connect to Postgres: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return limits.Settle(ctx, conn)
+	return do(ctx, conn)
 }
 
 // usages are the processor times of everybody.
@@ -309,12 +304,15 @@ func (b *bench) run(ctx context.Context, name string, work loadtest.Work) (_ *lo
 		// After the second snapshot none comes for minutes.
 		Snapshots: 2,
 		Register: func(ctx context.Context, clusters []loadtest.Cluster) (err error) {
+			if err := on(ctx, postgres, limits.Settle); err != nil {
+				return err
+			}
 			s, err = b.startService(ctx, name, postgres, clusters)
 			return err
 		},
 		Ready: time.Minute, Settle: 2 * time.Minute,
 		Begin: func() {
-			hookErr = settle(ctx, postgres)
+			hookErr = on(ctx, postgres, limits.Flush)
 			var err1, err2 error
 			before, err1 = s.usage(ctx)
 			begun, err2 = b.usages(s)

@@ -18,6 +18,7 @@ import (
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/sweep"
+	"github.com/trestle-bridge/trestle/loadtest/bench/limits"
 	"github.com/trestle-bridge/trestle/loadtest/bench/report"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -118,13 +119,12 @@ func (b *bench) sweeping(ctx context.Context) (err error) {
 					'conditions', jsonb_build_object('deployed', true, 'pullingImages', false), 'ownerToken', md5(n::text) || md5(n::text), 'padding', repeat(md5(n::text), 18))
 			FROM generate_series(1, %d) n`, rows),
 		`INSERT INTO gitpod_token (token_hash, user_id, name) SELECT i.id || '-ide', w.owner_id, i.id || '-ide' FROM workspace_instance i JOIN workspace w ON w.id = i.workspace_id`,
-		`VACUUM ANALYZE`,
 	} {
 		if _, err := db.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("fill the tables: %w", err)
 		}
 	}
-	if err := settle(ctx, postgres); err != nil {
+	if err := limits.Settle(ctx, db); err != nil {
 		return err
 	}
 	s, err := store.Open(ctx, store.Config{URL: secret.NewURL(postgres), Installation: installation, Logger: slog.New(slog.DiscardHandler)})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/trestle-bridge/trestle/loadtest"
+	"github.com/trestle-bridge/trestle/loadtest/bench/limits"
 	"github.com/trestle-bridge/trestle/loadtest/bench/report"
 	"github.com/trestle-bridge/trestle/loadtest/fleet"
 )
@@ -136,10 +137,13 @@ func (f *replicaFleet) play(ctx context.Context, work loadtest.Work, cfg loadtes
 	// After the second snapshot none comes for minutes.
 	cfg.Snapshots = 2
 	cfg.Register = func(ctx context.Context, clusters []loadtest.Cluster) error {
+		if err := on(ctx, f.postgres, limits.Settle); err != nil {
+			return err
+		}
 		return loadtest.Register(ctx, f.postgres, clusters)
 	}
 	cfg.Begin = func() {
-		hookErr = settle(ctx, f.postgres)
+		hookErr = on(ctx, f.postgres, limits.Flush)
 		begin()
 		b.line.begin(f.name + ": running")
 	}

@@ -23,10 +23,7 @@ const (
 func (b *bench) latency(ctx context.Context) error {
 	var p99 [2]time.Duration
 	for i, rate := range []float64{quietRate, busyRate} {
-		duration := quick(b, 60*time.Second, 5*time.Second)
-		if rate == busyRate {
-			duration = quick(b, 30*time.Second, 5*time.Second)
-		}
+		duration := quick(b, time.Minute, 5*time.Second)
 		raw, err := b.rawSingles(ctx, rate, duration)
 		if err != nil {
 			return err

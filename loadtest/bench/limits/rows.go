@@ -113,12 +113,19 @@ func (s rowStep) then(raw []byte) (rowStep, error) {
 }
 
 // Settle has PostgreSQL do now what it would do in the midst of a measurement:
-// write out what seeding has left, and look at the tables.
+// look at the tables, tidy them, and write out what seeding has left.
 func Settle(ctx context.Context, conn *pgx.Conn) error {
-	for _, do := range []string{"ANALYZE", "CHECKPOINT"} {
-		if _, err := conn.Exec(ctx, do); err != nil {
-			return fmt.Errorf("settle the database: %w", err)
-		}
+	// It comes first: what it learns has all plans made anew.
+	if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
+		return fmt.Errorf("settle the database: %w", err)
+	}
+	return Flush(ctx, conn)
+}
+
+// Flush has PostgreSQL write out all that it has in memory.
+func Flush(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
+		return fmt.Errorf("write out what the database has in memory: %w", err)
 	}
 	return nil
 }
