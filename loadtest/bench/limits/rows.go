@@ -113,9 +113,9 @@ func (s rowStep) then(raw []byte) (rowStep, error) {
 }
 
 // Settle has PostgreSQL do now what it would do in the midst of a measurement:
-// look at the tables, tidy them, and write out what seeding has left.
+// tidy the tables, look at them, and write out what seeding has left. Call it before
+// the service starts: what PostgreSQL learns of a table has it plan all statements anew.
 func Settle(ctx context.Context, conn *pgx.Conn) error {
-	// It comes first: what it learns has all plans made anew.
 	if _, err := conn.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
 		return fmt.Errorf("settle the database: %w", err)
 	}
