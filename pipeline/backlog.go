@@ -127,8 +127,9 @@ type backlog struct {
 	ring   []*Intake
 	queued int
 	// underWay counts the batches that lanes carry, slow those of them that take
-	// long.
-	underWay, slow int
+	// long, large those that are, and do not take very long. Share is how many
+	// large ones there may be.
+	underWay, slow, large, share int
 	// decided is what is remembered for whoever wonders why.
 	decided books
 }
@@ -149,6 +150,7 @@ func newBacklog(p *Pipeline) (*backlog, error) {
 	}
 	return &backlog{
 		p:       p,
+		share:   p.cfg.Lanes,
 		decided: decided,
 		wake:    make(chan struct{}, 1),
 		entries: make(map[key]*entry),
@@ -317,9 +319,13 @@ func (b *backlog) admit(in *Intake) {
 
 // mayBegin says whether a lane may begin a batch. What is heard while another is
 // under way goes into the one after it, unless it has become much, or the other
-// takes its time: the database is no faster with two small ones side by side. The
-// caller holds mu.
+// takes its time: the database is no faster with two small ones side by side. Nor
+// with more large ones than it has processors, of all replicas: updates that wait
+// fold meanwhile. The caller holds mu.
 func (b *backlog) mayBegin() bool {
+	if b.large >= b.share {
+		return false
+	}
 	return b.queued >= smallBatch || b.queued > 0 && b.underWay == b.slow
 }
 
@@ -365,19 +371,33 @@ func (b *backlog) take(l *lane, limit int) []*entry {
 	}
 	b.queued -= len(batch)
 	b.underWay++
+	if l.large = len(batch) >= smallBatch; l.large {
+		b.large++
+	}
 	b.wakeLane()
 	return batch
 }
 
-// takesLong is called when a lane's attempt has been under way for smallTurn.
+// takesLong is called when a lane's attempt has been under way for smallTurn, and
+// if it is a large one, for longTurn.
 func (b *backlog) takesLong(l *lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if l.began.IsZero() || l.slow || time.Since(l.began) < smallTurn {
+	took := time.Since(l.began)
+	if l.began.IsZero() || took < smallTurn {
 		return // it has ended since
 	}
-	l.slow = true
-	b.slow++
+	if !l.slow {
+		l.slow = true
+		b.slow++
+	}
+	if l.large && took >= longTurn {
+		l.large = false
+		b.large--
+	}
+	if l.large {
+		l.patience.Reset(longTurn - took)
+	}
 	b.wakeLane()
 }
 
@@ -406,7 +426,18 @@ func (b *backlog) ended(l *lane) {
 	if l.slow {
 		b.slow--
 	}
-	l.began, l.slow = time.Time{}, false
+	if l.large {
+		b.large--
+	}
+	l.began, l.slow, l.large = time.Time{}, false, false
+}
+
+// allot says how many large batches there may be under way.
+func (b *backlog) allot(share int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.share = share
+	b.wakeLane()
 }
 
 // release ends the flight of entries. Each is remembered as its outcome says, as

@@ -61,7 +61,7 @@ type Publisher interface {
 type Config struct {
 	// Owner names this incarnation of the replica.
 	Owner string
-	// Lanes is the number of batches that may be in flight; 2 if 0.
+	// Lanes is the number of batches that may be in flight; 2 if 0. See Allot.
 	Lanes int
 	// BatchLimit bounds the instances in a batch; 500 if 0.
 	BatchLimit int
@@ -252,6 +252,11 @@ func (p *Pipeline) Healthy() error {
 	}
 	return nil
 }
+
+// Allot says how many large batches may be in flight from now on, since the database
+// is the same for all replicas: one at least, and Config.Lanes at most, as from the
+// beginning. One that takes very long has another beside it even so.
+func (p *Pipeline) Allot(lanes int) { p.backlog.allot(min(max(lanes, 1), p.cfg.Lanes)) }
 
 // Waiting gives the number of instances with updates that are not committed.
 func (p *Pipeline) Waiting() int { return int(p.waiting.Load()) }

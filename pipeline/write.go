@@ -17,6 +17,9 @@ const (
 	// smallBatch entries, or if the first has been under way for smallTurn.
 	smallBatch = 64
 	smallTurn  = 5 * time.Millisecond
+	// longTurn is after how long an attempt counts no more among the large ones
+	// that may be under way: it may wait for a row that another holds.
+	longTurn = 500 * time.Millisecond
 )
 
 // lane writes batches, one at a time.
@@ -27,9 +30,10 @@ type lane struct {
 	patience *time.Timer
 
 	// The following is guarded by the backlog's mutex: when the attempt under way
-	// began, zero if there is none, and whether the batch takes long.
-	began time.Time
-	slow  bool
+	// began, zero if there is none, whether the batch takes long, and whether it
+	// counts among the large ones.
+	began       time.Time
+	slow, large bool
 }
 
 func newLane(p *Pipeline, index int) *lane {

@@ -371,6 +371,10 @@ func Run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { replicas.registry.run(ctx); return nil },
 		func(ctx context.Context) error { db.ListenClusters(ctx, replicas.registry.look); return nil },
 		func(ctx context.Context) error { return metrics.watchOutbox(ctx, db, log) },
+		func(ctx context.Context) error {
+			allotLanes(ctx, cfg.Pipeline.FleetLanes, replicas.coordinator.Members, pipe.Allot)
+			return nil
+		},
 	} {
 		group.Go(func() error { return part(running) })
 	}

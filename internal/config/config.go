@@ -181,6 +181,7 @@ type Lifecycle struct {
 // Pipeline bounds the lanes.
 type Pipeline struct {
 	Lanes                int
+	FleetLanes           int // full ones, of all replicas together
 	BatchLimit           int // changes in one commit
 	DedupEntries         int // instances remembered by a replica
 	MaxWaiting           int // instances that wait, in a replica
@@ -245,7 +246,10 @@ func Default() Config {
 		Lifecycle: Lifecycle{Sink: secret.NewURL("none")},
 		Pipeline: Pipeline{
 			// Each more makes batches smaller and the database busier.
-			Lanes:        2,
+			Lanes: 2,
+			// Beyond about two for each of its processors the database takes longer
+			// for each, and less folds meanwhile.
+			FleetLanes:   4,
 			BatchLimit:   500,
 			DedupEntries: 131072,
 			// The snapshot of a cluster of 100,000 instances fits, and that of

@@ -196,6 +196,7 @@ func samples() map[string]sample {
 			[3]string{"log", "https://key:@h/v1/track", "http://h"}, "file", "https://", "ftp://h", `""`),
 
 		"pipeline.lanes":                   whole(func(c *Config) any { return c.Pipeline.Lanes }, 2, 1, 256),
+		"pipeline.fleetLanes":              whole(func(c *Config) any { return c.Pipeline.FleetLanes }, 4, 1, 10000),
 		"pipeline.batchLimit":              whole(func(c *Config) any { return c.Pipeline.BatchLimit }, 500, 1, 10_000),
 		"pipeline.traceBytes":              bytesOf(func(c *Config) settings.Bytes { return c.Pipeline.TraceBytes }, 27*settings.MiB/2),
 		"pipeline.dedupEntries":            whole(func(c *Config) any { return c.Pipeline.DedupEntries }, 131072, 1, 100_000_000),
