@@ -181,7 +181,7 @@ type Lifecycle struct {
 // Pipeline bounds the lanes.
 type Pipeline struct {
 	Lanes                int
-	FleetLanes           int // full ones, of all replicas together
+	FleetLanes           int // for large batches, of all replicas together
 	BatchLimit           int // changes in one commit
 	DedupEntries         int // instances remembered by a replica
 	MaxWaiting           int // instances that wait, in a replica

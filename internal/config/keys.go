@@ -150,7 +150,7 @@ func keys(c *Config) []settings.Key {
 
 		{Path: "pipeline.lanes", Env: "TRESTLE_PIPELINE_LANES", Usage: "batches that are written at once",
 			Value: settings.Whole{To: &c.Pipeline.Lanes, Min: 1, Max: 256}},
-		{Path: "pipeline.fleetLanes", Env: "TRESTLE_PIPELINE_FLEET_LANES", Usage: "large batches that all replicas write at once; each may one",
+		{Path: "pipeline.fleetLanes", Env: "TRESTLE_PIPELINE_FLEET_LANES", Usage: "large batches that all replicas together write at once, at least one each",
 			Value: settings.Whole{To: &c.Pipeline.FleetLanes, Min: 1, Max: 10_000}},
 		{Path: "pipeline.batchLimit", Usage: "changes in one commit",
 			Value: settings.Whole{To: &c.Pipeline.BatchLimit, Min: 1, Max: 10_000}},
