@@ -391,12 +391,13 @@ func (b *backlog) takesLong(l *lane) {
 		l.slow = true
 		b.slow++
 	}
-	if l.large && took >= longTurn {
+	switch {
+	case !l.large:
+	case took < longTurn:
+		l.patience.Reset(longTurn - took)
+	default:
 		l.large = false
 		b.large--
-	}
-	if l.large {
-		l.patience.Reset(longTurn - took)
 	}
 	b.wakeLane()
 }

@@ -17,42 +17,26 @@ import (
 // replica and four are measured twice, in turn, since the machine may have other
 // things to do.
 func (b *bench) replicas(ctx context.Context) error {
-	over := make(map[int]fleetStorms)
+	over := make(map[int][]*fleetStorm)
 	for i, n := range []int{1, 4, 2, 4, 1} {
 		played, err := b.stormOver(ctx, n, uint64(181+i))
 		if err != nil {
 			return err
 		}
-		over[n] = append(over[n], played)
+		over[n] = append(over[n], &played)
 	}
-	one, two, four := over[1], over[2], over[4]
-	b.add("P8", "processor time of one replica for 1,000 updates, storm on 20 clusters", one.cost(), "CPU-s", 0, nil)
-	b.add("P8", "processor time of 2 replicas for 1,000 updates, against that of one", two.cost(), "CPU-s", one.cost(), nil)
-	b.add("P8", "processor time of 4 replicas for 1,000 updates, against that of one", four.cost(), "CPU-s", one.cost(), &report.Target{Of: report.OfRatio, AtMost: 1.15})
-	b.add("P8", "updates over one replica", one.rate(), "updates/s", 0, nil)
-	b.add("P8", "updates over 2 replicas", two.rate(), "updates/s", one.rate(), nil)
-	b.add("P8", "updates over 4 replicas", four.rate(), "updates/s", one.rate(), nil)
-	b.add("P8", "updates for each row written, by one replica", one.folded(), "", 0, nil)
-	b.add("P8", "updates for each row written, by 4 replicas", four.folded(), "", one.folded(), nil)
+	cost := func(n int) float64 { return mean(over[n], func(s *fleetStorm) float64 { return s.cost }) }
+	rate := func(n int) float64 { return mean(over[n], (*fleetStorm).rate) }
+	folded := func(n int) float64 { return mean(over[n], (*fleetStorm).folded) }
+	b.add("P8", "processor time of one replica for 1,000 updates, storm on 20 clusters", cost(1), "CPU-s", 0, nil)
+	b.add("P8", "processor time of 2 replicas for 1,000 updates, against that of one", cost(2), "CPU-s", cost(1), nil)
+	b.add("P8", "processor time of 4 replicas for 1,000 updates, against that of one", cost(4), "CPU-s", cost(1), &report.Target{Of: report.OfRatio, AtMost: 1.15})
+	b.add("P8", "updates over one replica", rate(1), "updates/s", 0, nil)
+	b.add("P8", "updates over 2 replicas", rate(2), "updates/s", rate(1), nil)
+	b.add("P8", "updates over 4 replicas", rate(4), "updates/s", rate(1), nil)
+	b.add("P8", "updates for each row written, by one replica", folded(1), "", 0, nil)
+	b.add("P8", "updates for each row written, by 4 replicas", folded(4), "", folded(1), nil)
 	return nil
-}
-
-// fleetStorms are storms over as many replicas, of which the means are given.
-type fleetStorms []fleetStorm
-
-func (s fleetStorms) cost() float64 { return s.mean(func(s fleetStorm) float64 { return s.cost }) }
-func (s fleetStorms) rate() float64 {
-	return s.mean(func(s fleetStorm) float64 { return s.load.rate() })
-}
-func (s fleetStorms) folded() float64 {
-	return s.mean(func(s fleetStorm) float64 { return s.load.folded() })
-}
-
-func (s fleetStorms) mean(of func(fleetStorm) float64) (mean float64) {
-	for _, one := range s {
-		mean += of(one) / float64(len(s))
-	}
-	return mean
 }
 
 // fleetStorm is a storm over some replicas, and what it cost all of them:
