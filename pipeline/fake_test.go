@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/proto/wsman"
@@ -179,6 +180,17 @@ func (s *fakeStore) DeleteOutbox(_ context.Context, refs []store.OutboxRef) erro
 	return nil
 }
 
+func (s *fakeStore) CheckFences(_ context.Context, fences []shard.Fence) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, fence := range fences {
+		if s.fences[fence.Shard] != fence {
+			return store.ErrFenced
+		}
+	}
+	return nil
+}
+
 func (s *fakeStore) delete(refs []store.OutboxRef) {
 	s.outbox = slices.DeleteFunc(s.outbox, func(row store.OutboxRow) bool { return slices.Contains(refs, row.Ref) })
 }
@@ -230,7 +242,10 @@ type fakePublisher struct {
 	attempts  int
 }
 
-func (p *fakePublisher) Publish(_ context.Context, sets []event.Set) error {
+func (p *fakePublisher) Publish(ctx context.Context, sets []event.Set, may publish.Permit) error {
+	if err := may(ctx); err != nil {
+		return err
+	}
 	time.Sleep(p.takes)
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
@@ -49,12 +50,15 @@ type Store interface {
 	Outbox(ctx context.Context, fence shard.Fence, limit int) ([]store.OutboxRow, error)
 	// DeleteOutbox removes rows that were published.
 	DeleteOutbox(context.Context, []store.OutboxRef) error
+	// CheckFences gives store.ErrFenced unless all these fences are held.
+	CheckFences(context.Context, []shard.Fence) error
 }
 
-// Publisher tells the platform. An error means that an unknown part, from the
-// beginning on, was published.
+// Publisher tells the platform. It asks may right before it sends anything, as
+// often as it does, and ends with its error. An error means that an unknown part,
+// from the beginning on, was published.
 type Publisher interface {
-	Publish(context.Context, []event.Set) error
+	Publish(ctx context.Context, sets []event.Set, may publish.Permit) error
 }
 
 // Config is what a Pipeline needs.

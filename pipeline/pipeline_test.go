@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/internal/upstream"
@@ -488,12 +489,53 @@ func TestPhantomPublishesNoMore(t *testing.T) {
 		offer(t, in, heard(t, instance(2), 1, "building"))
 		synctest.Wait()
 		db.raise(in.Shard(), "the successor")
-		time.Sleep(publishTrust + time.Millisecond)
+		time.Sleep(publish.Trust + time.Millisecond)
 		close(hangs)
 		<-in.Fenced()
 		b.stop()
 		if got := publisher.contents(instance(2)); len(got) != 0 {
 			t.Errorf("published %v though it was replaced", got)
+		}
+	})
+}
+
+// TestPhantomOfACommitPublishesNoMore: it is held while the answer to its commit is
+// on the way.
+func TestPhantomOfACommitPublishesNoMore(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
+		db, publisher := newFakeStore(), &fakePublisher{}
+		b := newBench(t, db, publisher, Config{})
+		in := b.own(t, "eu01")
+		db.insert(instance(1))
+		db.committed = func() {
+			db.raise(in.Shard(), "the successor")
+			time.Sleep(publish.Trust + time.Millisecond)
+		}
+		offer(t, in, heard(t, instance(1), 1, "building"))
+		<-in.Fenced()
+		b.stop()
+		if got := publisher.contents(instance(1)); len(got) != 0 {
+			t.Errorf("published %v though it was replaced", got)
+		}
+	})
+}
+
+// TestSlowCommitIsPublishedAtOnce: who is only slow asks whether it holds the fence,
+// and publishes what it has without the outbox.
+func TestSlowCommitIsPublishedAtOnce(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
+		db, publisher := newFakeStore(), &fakePublisher{}
+		b := newBench(t, db, publisher, Config{})
+		in := b.own(t, "eu01")
+		synctest.Wait()
+		read := recoveries(db)
+		db.insert(instance(1))
+		db.committed = func() { time.Sleep(10 * publish.Trust) }
+		offer(t, in, heard(t, instance(1), 1, "building"))
+		drain(t, in)
+		b.stop()
+		if got := publisher.contents(instance(1)); !slices.Equal(got, []string{"building"}) || read.Load() > 0 {
+			t.Errorf("published %q, and read the outbox %d times", got, read.Load())
 		}
 	})
 }

@@ -3,13 +3,13 @@ package pipeline
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -22,17 +22,12 @@ const (
 	// acknowledgeAfter is how long after the last publish its row lies in the
 	// outbox if no batch comes that removes it.
 	acknowledgeAfter = 500 * time.Millisecond
-	// publishTrust is how long after a commit its messages are published without
-	// another look at the database. A process that was held for longer may have
-	// been replaced, and what it has to tell may have been told, with something
-	// newer after it. It is shorter than a replica can be replaced in.
-	publishTrust = time.Second
 	// recoveryRows is how many rows of an outbox a recovery takes at once, and
 	// recoveryTime how long it may take for them: where it takes longer, it takes
-	// fewer. Otherwise a slow database would never show anything that is young
-	// enough to be published.
+	// fewer. Otherwise nothing of a slow database would be published before the
+	// attempt's time is over.
 	recoveryRows = 200
-	recoveryTime = publishTrust / 2
+	recoveryTime = publish.Trust / 2
 )
 
 // nextPage is how many rows a recovery takes next, when so many have taken so long.
@@ -75,7 +70,7 @@ func newOutlet(p *Pipeline) *outlet {
 type publication struct {
 	in  *Intake
 	row store.OutboxRow
-	at  time.Time // of the commit, about
+	at  time.Time // when its write began
 }
 
 type acknowledgement struct {
@@ -83,8 +78,8 @@ type acknowledgement struct {
 	ref store.OutboxRef
 }
 
-// publish takes what a commit has to tell.
-func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
+// publish takes what a commit has to tell whose write began at a time.
+func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share, at time.Time) {
 	if len(rows) == 0 {
 		return
 	}
@@ -93,14 +88,13 @@ func (o *outlet) publish(rows []store.OutboxRow, shares map[shard.ID]share) {
 	o.mu.Unlock()
 	var direct []publication
 	messages := 0
-	now := time.Now()
 	for _, row := range rows {
 		of := shares[row.Ref.Shard]
 		if !room {
 			of.in.fallBehind()
 		}
 		if of.in.announce(of.recoveries) {
-			direct = append(direct, publication{of.in, row, now})
+			direct = append(direct, publication{of.in, row, at})
 			messages += row.Events.Len()
 		}
 	}
@@ -129,20 +123,23 @@ func (o *outlet) run(ctx context.Context) {
 
 		var sets []event.Set
 		direct := pending[:0]
+		since := time.Now()
 		for _, p := range pending {
-			if time.Since(p.at) > publishTrust {
-				p.in.fallBehind()
-			}
 			if p.in.beginPublish() {
 				direct = append(direct, p)
 				sets = append(sets, p.row.Events)
+				if p.at.Before(since) {
+					since = p.at
+				}
 			}
 		}
 		if len(direct) == 0 {
 			continue
 		}
 		attempt, cancel := context.WithTimeout(ctx, o.p.cfg.AttemptTimeout)
-		err := o.p.cfg.Publisher.Publish(attempt, sets)
+		err := o.p.cfg.Publisher.Publish(attempt, sets, publish.While(since, func(ctx context.Context) error {
+			return o.p.cfg.Store.CheckFences(ctx, fencesOf(direct))
+		}))
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			o.p.cfg.Logger.Warn("a publish failed; it is repeated from the outbox", "rows", len(direct), "error", err)
@@ -154,6 +151,20 @@ func (o *outlet) run(ctx context.Context) {
 			p.in.endPublish(err == nil)
 		}
 	}
+}
+
+// fencesOf gives the fences under which rows were written, each once.
+func fencesOf(rows []publication) []shard.Fence {
+	seen := make(map[shard.ID]struct{})
+	var fences []shard.Fence
+	for _, p := range rows {
+		ref := p.row.Ref
+		if _, ok := seen[ref.Shard]; !ok {
+			seen[ref.Shard] = struct{}{}
+			fences = append(fences, shard.Fence{Shard: ref.Shard, Epoch: ref.Epoch, Owner: ref.Owner})
+		}
+	}
+	return fences
 }
 
 // published notes rows that are to be deleted now. A drain finds them here as
@@ -415,10 +426,10 @@ func (in *Intake) publishOldest(ctx context.Context, limit int) (int, error) {
 		return 0, ErrClosed // the successor publishes them
 	}
 	if len(sets) > 0 {
-		if since := time.Since(asked); since > publishTrust {
-			return 0, fmt.Errorf("what was read of the outbox is %s old", since.Round(time.Millisecond))
-		}
-		if err := in.p.cfg.Publisher.Publish(ctx, sets); err != nil {
+		may := publish.While(asked, func(ctx context.Context) error {
+			return in.p.cfg.Store.CheckFences(ctx, []shard.Fence{*fence})
+		})
+		if err := in.p.cfg.Publisher.Publish(ctx, sets, may); err != nil {
 			return 0, err
 		}
 	}

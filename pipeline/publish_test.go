@@ -10,6 +10,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
 )
@@ -93,7 +94,7 @@ func TestSlowDatabaseIsReadInSmallerPages(t *testing.T) {
 	bubbletest.Test(t, func(t *testing.T) {
 		const rows = 3 * recoveryRows
 		db, publisher := newFakeStore(), &fakePublisher{}
-		db.perRow = 2 * publishTrust / recoveryRows
+		db.perRow = 2 * publish.Trust / recoveryRows
 		for n := range rows {
 			db.outbox = append(db.outbox, store.OutboxRow{
 				Ref:    store.OutboxRef{Shard: shard.Whole("eu01"), Owner: "a former owner", Seq: int64(n)},
@@ -106,7 +107,7 @@ func TestSlowDatabaseIsReadInSmallerPages(t *testing.T) {
 		if n := len(publisher.published); n != rows {
 			t.Errorf("%d messages were published, want %d", n, rows)
 		}
-		if took, least := time.Since(began), rows*db.perRow; took > least+4*publishTrust {
+		if took, least := time.Since(began), rows*db.perRow; took > least+4*publish.Trust {
 			t.Errorf("it took %v, and to read all of it takes %v", took, least)
 		}
 		b.stop()

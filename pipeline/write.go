@@ -213,12 +213,12 @@ func (l *lane) attempt(ctx context.Context, entries []*entry) error {
 	l.p.metrics.batch(len(live), time.Since(begin))
 	acknowledged.confirm()
 	l.p.backlog.noteCommit(live, commit.Results)
-	l.conclude(live, commit, shares)
+	l.conclude(live, commit, shares, begin)
 	return nil
 }
 
-// conclude deals with the results of a commit.
-func (l *lane) conclude(entries []*entry, commit store.Commit, shares map[shard.ID]share) {
+// conclude deals with the results of a commit whose write began at a time.
+func (l *lane) conclude(entries []*entry, commit store.Commit, shares map[shard.ID]share, began time.Time) {
 	refused := make(map[*Intake]struct{})
 	doubted := make(map[*Intake]struct{})
 	for i, e := range entries {
@@ -236,7 +236,7 @@ func (l *lane) conclude(entries []*entry, commit store.Commit, shares map[shard.
 	for in := range doubted {
 		in.fallBehind()
 	}
-	l.p.outlet.publish(commit.Outbox, shares)
+	l.p.outlet.publish(commit.Outbox, shares, began)
 	if commit.Lifecycle > 0 && l.p.cfg.Lifecycle != nil {
 		l.p.cfg.Lifecycle()
 	}

@@ -19,7 +19,7 @@ func BenchmarkPublish(b *testing.B) {
 	for _, size := range []int{1, 10, 100, 500, 5000} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			p := newPublisher(b, Config{Redis: Redis{Address: devstacktest.Redis(b).Addr()}})
-			measure(b, size, func(set event.Set) error { return p.Publish(b.Context(), []event.Set{set}) })
+			measure(b, size, func(set event.Set) error { return p.Publish(b.Context(), []event.Set{set}, nil) })
 		})
 	}
 }

@@ -154,7 +154,7 @@ func TestMessagesAreExactAndInOrder(t *testing.T) {
 		instances("many", 3*chunkSize+1),
 		{Prebuilds: []event.Prebuild{{Status: "a\"b\\c\n<>&é\u2028\xff\x00", PrebuildID: "p"}}},
 	}
-	if err := p.Publish(testContext(t), sets); err != nil {
+	if err := p.Publish(testContext(t), sets, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := expected(t, sets)
@@ -191,12 +191,38 @@ func TestMessagesAreExactAndInOrder(t *testing.T) {
 	}
 }
 
-func TestNothingToPublishNeedsNoRedis(t *testing.T) {
-	p := newPublisher(t, Config{Redis: Redis{Address: "127.0.0.1:1"}})
-	if err := p.Publish(testContext(t), []event.Set{{}, {}}); err != nil {
+// TestEachRoundTripIsPermitted: nothing is sent once it is no more.
+func TestEachRoundTripIsPermitted(t *testing.T) {
+	server := devstacktest.Redis(t)
+	sub := listen(t, server.Addr())
+	p := newPublisher(t, Config{Redis: Redis{Address: server.Addr()}})
+	lost := errors.New("the fence is lost")
+	sets := []event.Set{instances("many", 3*chunkSize)}
+	asked := 0
+	err := p.Publish(testContext(t), sets, func(context.Context) error {
+		if asked++; asked > 2 {
+			return lost
+		}
+		return nil
+	})
+	if !errors.Is(err, lost) || asked != 3 {
+		t.Errorf("%v after %d questions, want %v after 3", err, asked, lost)
+	}
+	if got, want := receiveUntil(t, sub, server.Addr()), expected(t, sets)[:2*chunkSize]; !slices.Equal(got, want) {
+		t.Errorf("heard %d messages, want the first %d", len(got), len(want))
+	}
+	// The connection is as good as before.
+	if err := p.Publish(testContext(t), sets[:1], func(context.Context) error { return nil }); err != nil {
 		t.Error(err)
 	}
-	if err := p.Publish(testContext(t), nil); err != nil {
+}
+
+func TestNothingToPublishNeedsNoRedis(t *testing.T) {
+	p := newPublisher(t, Config{Redis: Redis{Address: "127.0.0.1:1"}})
+	if err := p.Publish(testContext(t), []event.Set{{}, {}}, nil); err != nil {
+		t.Error(err)
+	}
+	if err := p.Publish(testContext(t), nil, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -211,7 +237,7 @@ func TestLanesKeepTheirOrder(t *testing.T) {
 	for lane := range lanes {
 		wg.Go(func() {
 			for call := range calls {
-				if err := p.Publish(testContext(t), []event.Set{instances(fmt.Sprintf("lane%d-%03d", lane, call), 7)}); err != nil {
+				if err := p.Publish(testContext(t), []event.Set{instances(fmt.Sprintf("lane%d-%03d", lane, call), 7)}, nil); err != nil {
 					t.Error(err)
 				}
 			}
@@ -239,7 +265,7 @@ func TestRedisDownThenUp(t *testing.T) {
 	server := devstacktest.OwnRedis(t, devstack.RedisConfig{})
 	registry := prometheus.NewRegistry()
 	p := newPublisher(t, Config{Redis: Redis{Address: server.Addr()}, Registerer: registry})
-	if err := p.Publish(testContext(t), []event.Set{instances("before", 1)}); err != nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("before", 1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Ping(testContext(t)); err != nil {
@@ -259,7 +285,7 @@ func TestRedisDownThenUp(t *testing.T) {
 		// More often than there are connections in the pool: the driver must
 		// not be driven into a corner.
 		for i := range 2 * maxConnections {
-			if err := p.Publish(testContext(t), []event.Set{instances("while", 2)}); err == nil {
+			if err := p.Publish(testContext(t), []event.Set{instances("while", 2)}, nil); err == nil {
 				t.Fatalf("call %d succeeded while Redis was %s", i, down.how)
 			}
 		}
@@ -273,7 +299,7 @@ func TestRedisDownThenUp(t *testing.T) {
 		want := []event.Set{instances("after", 2*chunkSize)}
 		ctx := testContext(t)
 		for {
-			err := p.Publish(ctx, want)
+			err := p.Publish(ctx, want, nil)
 			if err == nil {
 				break
 			}
@@ -294,7 +320,7 @@ func TestRedisDownThenUp(t *testing.T) {
 func TestIdleSessionIsProbed(t *testing.T) {
 	server := devstacktest.OwnRedis(t, devstack.RedisConfig{})
 	p := newPublisher(t, Config{Redis: Redis{Address: server.Addr()}})
-	if err := p.Publish(testContext(t), []event.Set{instances("before", 1)}); err != nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("before", 1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(server.Kill(), server.Start(testContext(t))); err != nil {
@@ -303,7 +329,7 @@ func TestIdleSessionIsProbed(t *testing.T) {
 	p.mu.Lock()
 	p.idle[0].usedAt = time.Now().Add(-2 * probeAfter)
 	p.mu.Unlock()
-	if err := p.Publish(testContext(t), []event.Set{instances("after", 1)}); err != nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("after", 1)}, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -316,14 +342,14 @@ func TestCutInMidPipelineIsNotRepeated(t *testing.T) {
 	all := expected(t, sets)
 
 	for _, budget := range []int{1, 1000, 30_000, 95_000} {
-		if err := p.Publish(testContext(t), []event.Set{instances("warm", 1)}); err != nil {
+		if err := p.Publish(testContext(t), []event.Set{instances("warm", 1)}, nil); err != nil {
 			t.Fatal(err)
 		}
 		sub := listen(t, server.Addr())
 		failedBefore := testutil.ToFloat64(p.metrics.failed[kindInstance][0])
 		okBefore := testutil.ToFloat64(p.metrics.ok[kindInstance][0])
 		x.set(func() { x.budget = budget })
-		if err := p.Publish(testContext(t), sets); err == nil {
+		if err := p.Publish(testContext(t), sets, nil); err == nil {
 			t.Fatalf("a call that was cut after %d bytes succeeded", budget)
 		}
 		x.set(func() { x.budget = -1 })
@@ -335,7 +361,7 @@ func TestCutInMidPipelineIsNotRepeated(t *testing.T) {
 		}
 		// The server may still be reading what it got before the cut; the next
 		// call on a connection of its own kills that one first.
-		if err := p.Publish(testContext(t), sets); err != nil {
+		if err := p.Publish(testContext(t), sets, nil); err != nil {
 			t.Fatal(err)
 		}
 		got := receiveUntil(t, sub, server.Addr())
@@ -357,7 +383,7 @@ func TestLateMessagesAreFenced(t *testing.T) {
 	x := newProxy(t, server.Addr())
 	p := newPublisher(t, Config{Redis: Redis{Address: x.addr()}})
 	sub := listen(t, server.Addr())
-	if err := p.Publish(testContext(t), []event.Set{instances("first", 1)}); err != nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("first", 1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -365,7 +391,7 @@ func TestLateMessagesAreFenced(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
 	old := []event.Set{{Headless: []event.Headless{{Type: "started", WorkspaceID: "w"}}}}
-	if err := p.Publish(ctx, old); err == nil {
+	if err := p.Publish(ctx, old, nil); err == nil {
 		t.Fatal("a call without an answer succeeded")
 	}
 	var held []func()
@@ -375,7 +401,7 @@ func TestLateMessagesAreFenced(t *testing.T) {
 	}
 
 	newer := []event.Set{{Headless: []event.Headless{{Type: "started", WorkspaceID: "w"}, {Type: "finish-success", WorkspaceID: "w"}}}}
-	if err := p.Publish(testContext(t), newer); err != nil {
+	if err := p.Publish(testContext(t), newer, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, deliver := range held {
@@ -384,7 +410,7 @@ func TestLateMessagesAreFenced(t *testing.T) {
 	// The late bytes and the marker come by different connections; a round trip
 	// after the bytes gives them time to be heard if they are to be.
 	for range 3 {
-		if err := p.Publish(testContext(t), newer); err != nil {
+		if err := p.Publish(testContext(t), newer, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -402,13 +428,13 @@ func TestDeadlineHolds(t *testing.T) {
 	x := newProxy(t, server.Addr())
 	// Without the deadline this would wait for an hour.
 	p := newPublisher(t, Config{Redis: Redis{URL: secretURL("redis://" + x.addr() + "?read_timeout=1h")}})
-	if err := p.Publish(testContext(t), []event.Set{instances("first", 1)}); err != nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("first", 1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	x.set(func() { x.holding = true })
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	err := p.Publish(ctx, []event.Set{instances("held", 1)})
+	err := p.Publish(ctx, []event.Set{instances("held", 1)}, nil)
 	if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the error is %v", err)
 	}
@@ -416,20 +442,20 @@ func TestDeadlineHolds(t *testing.T) {
 	x.set(func() { x.holding = false })
 	canceled, cancelNow := context.WithCancel(context.Background())
 	cancelNow()
-	if err := p.Publish(canceled, []event.Set{instances("canceled", 1)}); !errors.Is(err, context.Canceled) {
+	if err := p.Publish(canceled, []event.Set{instances("canceled", 1)}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("the error of a canceled call is %v", err)
 	}
 }
 
 func TestClosed(t *testing.T) {
 	p := newPublisher(t, Config{Redis: Redis{Address: devstacktest.Redis(t).Addr()}})
-	if err := p.Publish(testContext(t), []event.Set{instances("open", 1)}); err != nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("open", 1)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(p.Close(), p.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Publish(testContext(t), []event.Set{instances("closed", 1)}); err == nil {
+	if err := p.Publish(testContext(t), []event.Set{instances("closed", 1)}, nil); err == nil {
 		t.Error("a closed Publisher publishes")
 	}
 	if err := p.Ping(testContext(t)); err == nil {

@@ -68,17 +68,20 @@ func New(cfg Config) (*Publisher, error) {
 // before it publishes. It cannot if Redis does not let it use CLIENT INFO and
 // CLIENT KILL; a log entry says so.
 //
+// Unless it is nil, may is asked right before each round trip, with its messages
+// made. An error of it ends the call: nothing more is sent.
+//
 // The deadline of ctx holds throughout; cancellation is noticed between round
 // trips. Without a deadline a server that has died is noticed within a few
 // seconds.
-func (p *Publisher) Publish(ctx context.Context, sets []event.Set) error {
+func (p *Publisher) Publish(ctx context.Context, sets []event.Set, may Permit) error {
 	given := tallyOf(sets)
 	if given.sum() == 0 {
 		return nil
 	}
 	start := time.Now()
 	var taken tally
-	err := p.publish(ctx, sets, &taken)
+	err := p.publish(ctx, sets, may, &taken)
 	p.metrics.count(given, taken)
 	p.metrics.seconds.Observe(time.Since(start).Seconds())
 	if err != nil {
@@ -87,13 +90,17 @@ func (p *Publisher) Publish(ctx context.Context, sets []event.Set) error {
 	return nil
 }
 
-func (p *Publisher) publish(ctx context.Context, sets []event.Set, taken *tally) error {
+func (p *Publisher) publish(ctx context.Context, sets []event.Set, may Permit, taken *tally) error {
 	s, err := p.acquire(ctx)
 	if err != nil {
 		return err
 	}
 	for from := (cursor{sets: sets}); s.load(&from); {
-		if err := ctx.Err(); err != nil {
+		err := ctx.Err()
+		if err == nil && may != nil {
+			err = may(ctx)
+		}
+		if err != nil {
 			p.release(s)
 			return err
 		}

@@ -127,7 +127,7 @@ func TestPasswordAndRights(t *testing.T) {
 	var log logLines
 	wrong := newPublisher(t, Config{Redis: Redis{Address: server.Addr(), Username: "publisher", Password: secret.New("hunter3")}, Log: log.logger()})
 	sets := []event.Set{instances("login", 2)}
-	if err := wrong.Publish(testContext(t), sets); err == nil || strings.Contains(err.Error(), "hunter3") {
+	if err := wrong.Publish(testContext(t), sets, nil); err == nil || strings.Contains(err.Error(), "hunter3") {
 		t.Errorf("with a wrong password the error is %v", err)
 	}
 	if n := testutil.ToFloat64(wrong.metrics.ok[kindInstance][0]); n != 0 {
@@ -136,7 +136,7 @@ func TestPasswordAndRights(t *testing.T) {
 
 	right := newPublisher(t, Config{Redis: Redis{Address: server.Addr(), Username: "publisher", Password: secret.New("hunter2")}, Log: log.logger()})
 	for range 2 {
-		if err := right.Publish(testContext(t), sets); err != nil {
+		if err := right.Publish(testContext(t), sets, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -150,7 +150,7 @@ func TestPasswordAndRights(t *testing.T) {
 	// One channel of two is refused: an error, and the connection stays.
 	narrow := newPublisher(t, Config{Redis: Redis{Address: server.Addr(), Username: "narrow", Password: secret.New("hunter2")}})
 	mixed := []event.Set{{Instances: sets[0].Instances, Headless: []event.Headless{{Type: "started"}}}}
-	if err := narrow.Publish(testContext(t), mixed); err == nil {
+	if err := narrow.Publish(testContext(t), mixed, nil); err == nil {
 		t.Error("a refused message is no error")
 	}
 	if len(narrow.idle) != 1 || len(narrow.doubtful) != 0 {
@@ -167,7 +167,7 @@ func TestEmbeddedServer(t *testing.T) {
 	sub := listen(t, server.Addr())
 	p := newPublisher(t, Config{Redis: Redis{URL: secretURL(server.URL())}})
 	sets := []event.Set{instances("embedded", 2*chunkSize)}
-	if err := p.Publish(testContext(t), sets); err != nil {
+	if err := p.Publish(testContext(t), sets, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := receive(t, sub, 2*chunkSize); !slices.Equal(got, expected(t, sets)) {
@@ -198,7 +198,7 @@ func TestTLS(t *testing.T) {
 	trusted.AddCert(authority.Certificate())
 	for name, want := range map[string]bool{"127.0.0.1": true, "example.com": true, "": true, "other.example": false} {
 		p := newPublisher(t, Config{Redis: Redis{Address: listener.Addr().String(), TLS: &tls.Config{RootCAs: trusted, ServerName: name}}})
-		if err := p.Publish(testContext(t), []event.Set{instances("tls", 1)}); (err == nil) != want {
+		if err := p.Publish(testContext(t), []event.Set{instances("tls", 1)}, nil); (err == nil) != want {
 			t.Errorf("with server name %q the error is %v", name, err)
 		}
 	}
@@ -243,7 +243,7 @@ func TestSentinelFindsTheMaster(t *testing.T) {
 	sub := listen(t, server.Addr())
 	p := newPublisher(t, Config{Redis: Redis{URL: secretURL("redis://" + address + "?master_name=main")}})
 	sets := []event.Set{instances("sentinel", chunkSize+1)}
-	if err := p.Publish(testContext(t), sets); err != nil {
+	if err := p.Publish(testContext(t), sets, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := receive(t, sub, chunkSize+1); !slices.Equal(got, expected(t, sets)) {

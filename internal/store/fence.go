@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -63,6 +64,35 @@ func (s *Store) Raise(ctx context.Context, fence shard.Fence) (holds shard.Fence
 		return shard.Fence{}, fmt.Errorf("raise the fence of %s: %w", fence.Shard, err)
 	}
 	return holds, nil
+}
+
+const checkFencesSQL = `
+SELECT p.shard
+FROM unnest($1::text[], $2::bigint[], $3::text[]) AS p (shard, epoch, owner)
+WHERE NOT EXISTS (
+    SELECT FROM trestle_fence f WHERE f.shard = p.shard AND f.epoch = p.epoch AND f.owner = p.owner
+)`
+
+// CheckFences gives ErrFenced unless all these fences are held: under their epochs,
+// and by their owners.
+func (s *Store) CheckFences(ctx context.Context, fences []shard.Fence) (err error) {
+	defer s.metrics.done("check fences", time.Now(), &err)
+	shards, epochs, owners := make([]string, len(fences)), make([]int64, len(fences)), make([]string, len(fences))
+	for i, fence := range fences {
+		shards[i], epochs[i], owners[i] = fence.Shard.String(), int64(fence.Epoch), fence.Owner
+	}
+	rows, err := s.pool.Query(ctx, checkFencesSQL, shards, epochs, owners)
+	if err != nil {
+		return fmt.Errorf("check %d fences: %w", len(fences), err)
+	}
+	lost, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	switch {
+	case err != nil:
+		return fmt.Errorf("check %d fences: %w", len(fences), err)
+	case len(lost) > 0:
+		return fmt.Errorf("check %d fences: %w: %s", len(fences), ErrFenced, strings.Join(lost, ", "))
+	}
+	return nil
 }
 
 // Known is what the database knows of how a cluster is carried.

@@ -2,8 +2,10 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/trestle-bridge/trestle/internal/store"
@@ -50,6 +52,37 @@ func TestRaise(t *testing.T) {
 	} {
 		if _, err := b.Raise(t.Context(), nonsense); err == nil {
 			t.Errorf("%+v was raised", nonsense)
+		}
+	}
+}
+
+func TestCheckFences(t *testing.T) {
+	b := newBench(t)
+	var fences []shard.Fence
+	for n := range 3 {
+		fence := shard.Fence{Shard: shard.Slice("eu", n, 3), Epoch: shard.Epoch(5 + n), Owner: "a"}
+		if _, err := b.Raise(t.Context(), fence); err != nil {
+			t.Fatal(err)
+		}
+		fences = append(fences, fence)
+	}
+	if err := b.CheckFences(t.Context(), fences); err != nil {
+		t.Error(err)
+	}
+	with := func(change func(*shard.Fence)) []shard.Fence {
+		changed := slices.Clone(fences)
+		change(&changed[1])
+		return changed
+	}
+	for name, asked := range map[string][]shard.Fence{
+		"a lower epoch":    with(func(f *shard.Fence) { f.Epoch-- }),
+		"a higher epoch":   with(func(f *shard.Fence) { f.Epoch++ }),
+		"another's":        with(func(f *shard.Fence) { f.Owner = "b" }),
+		"an unknown shard": with(func(f *shard.Fence) { f.Shard = shard.Whole("us") }),
+	} {
+		err := b.CheckFences(t.Context(), asked)
+		if !errors.Is(err, store.ErrFenced) || !strings.HasSuffix(err.Error(), ": "+asked[1].Shard.String()) {
+			t.Errorf("%s: %v, want one that names %s", name, err, asked[1].Shard)
 		}
 	}
 }

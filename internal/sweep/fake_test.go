@@ -16,6 +16,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
@@ -49,6 +50,9 @@ type world struct {
 	unsettled, behind     map[string]bool
 	movesWhenAsked        bool // a hand-over begins when an owner is asked
 	owned                 map[shard.ID]bool
+	// forgets, if set, is called when an owner was told to forget, and read, under
+	// the mutex, when orphans were read.
+	forgets, read func()
 	// askedSince is what the owners were last asked about, by cluster.
 	askedSince map[string]time.Time
 	log        lines
@@ -334,6 +338,9 @@ func (w *world) OrphanedOutbox(_ context.Context, id shard.ID, older time.Durati
 			out = append(out, row)
 		}
 	}
+	if w.read != nil {
+		w.read()
+	}
 	return out, nil
 }
 
@@ -344,7 +351,10 @@ func (w *world) DeleteOutbox(_ context.Context, refs []store.OutboxRef) error {
 	return nil
 }
 
-func (w *world) Publish(_ context.Context, sets []event.Set) error {
+func (w *world) Publish(ctx context.Context, sets []event.Set, may publish.Permit) error {
+	if err := may(ctx); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.publishFail != nil {
@@ -382,9 +392,10 @@ func (w *world) CaughtUp(_ context.Context, cluster string, since time.Time) (bo
 }
 
 func (w *world) Forget(_ context.Context, cluster string, ids []status.InstanceID) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.forgotten[cluster] = append(w.forgotten[cluster], ids...)
+	w.with(func() { w.forgotten[cluster] = append(w.forgotten[cluster], ids...) })
+	if w.forgets != nil {
+		w.forgets()
+	}
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/devstack/devstacktest"
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
@@ -50,7 +51,10 @@ type told struct {
 	heard chan struct{}
 }
 
-func (p *told) Publish(_ context.Context, sets []event.Set) error {
+func (p *told) Publish(ctx context.Context, sets []event.Set, may publish.Permit) error {
+	if err := may(ctx); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sets = append(p.sets, sets...)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
@@ -88,6 +89,7 @@ const grace = 5 * time.Second
 func (t *term) commit(ctx context.Context, clusters []string, order store.Stop) error {
 	order.Seq = t.seq.Add(1)
 	var stopped store.Stopped
+	began := time.Now()
 	err := t.attempt(ctx, func(ctx context.Context) (err error) {
 		stopped, err = t.cfg.Store.StopInstances(ctx, order)
 		return err
@@ -117,7 +119,7 @@ func (t *term) commit(ctx context.Context, clusters []string, order store.Stop) 
 	}
 	t.forget(ctx, clusters, stopped.Instances)
 	t.account(order.Region, stopped)
-	t.tell(ctx, stopped.Outbox)
+	t.tell(ctx, stopped.Outbox, began)
 	return nil
 }
 
@@ -163,19 +165,25 @@ func (t *term) account(region string, stopped store.Stopped) {
 		"prebuilds", len(stopped.Outbox.Events.Prebuilds))
 }
 
-// tell publishes what a commit has to tell. What fails is left to the round of
-// the orphans.
-func (t *term) tell(ctx context.Context, row store.OutboxRow) {
+// tell publishes what a commit has to tell that began at a time. What fails is
+// left to the round of the orphans.
+func (t *term) tell(ctx context.Context, row store.OutboxRow, began time.Time) {
 	if row.Events.Len() == 0 {
 		return
 	}
-	if err := t.cfg.Publisher.Publish(ctx, []event.Set{row.Events}); err != nil {
+	if err := t.cfg.Publisher.Publish(ctx, []event.Set{row.Events}, t.while(began)); err != nil {
 		t.cfg.Logger.Warn("what a sweep has stopped could not be published; it will be from the outbox", "error", err)
 		return
 	}
 	if err := t.cfg.Outbox.DeleteOutbox(ctx, []store.OutboxRef{row.Ref}); err != nil {
 		t.cfg.Logger.Warn("a published row of a sweep could not be removed from the outbox; it will be published once more", "error", err)
 	}
+}
+
+// while permits to publish for as long as the term goes on, as it did at a moment
+// since.
+func (t *term) while(since time.Time) publish.Permit {
+	return publish.While(since, func(ctx context.Context) error { return t.cfg.Store.CheckLeader(ctx, t.fence) })
 }
 
 // orphanRows is how many rows of an outbox are published at once.
@@ -230,6 +238,7 @@ func (t *term) orphans(ctx context.Context) error {
 
 func (t *term) publishOldest(ctx context.Context, id shard.ID) (found int, err error) {
 	var rows []store.OutboxRow
+	asked := time.Now()
 	err = t.attempt(ctx, func(ctx context.Context) (err error) {
 		rows, err = t.cfg.Outbox.OrphanedOutbox(ctx, id, t.cfg.Timing.Orphan, orphanRows)
 		return err
@@ -241,9 +250,16 @@ func (t *term) publishOldest(ctx context.Context, id shard.ID) (found int, err e
 	for i, row := range rows {
 		refs[i], sets[i] = row.Ref, row.Events
 	}
+	leads := t.while(asked)
+	may := func(ctx context.Context) error {
+		if t.cfg.Owners.Owned(id) {
+			return errors.New("it has found an owner, who publishes it")
+		}
+		return leads(ctx)
+	}
 	publishing, cancel := context.WithTimeout(ctx, t.cfg.Timing.Attempt)
 	defer cancel()
-	if err := t.cfg.Publisher.Publish(publishing, sets); err != nil {
+	if err := t.cfg.Publisher.Publish(publishing, sets, may); err != nil {
 		return 0, err
 	}
 	t.metrics.orphans.Add(float64(len(rows)))

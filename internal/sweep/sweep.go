@@ -39,6 +39,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
@@ -61,10 +62,11 @@ type Outbox interface {
 	DeleteOutbox(ctx context.Context, refs []store.OutboxRef) error
 }
 
-// Publisher tells the platform. An error means that an unknown part, from the
-// beginning on, was published.
+// Publisher tells the platform. It asks may right before it sends anything, as
+// often as it does, and ends with its error. An error means that an unknown part,
+// from the beginning on, was published.
 type Publisher interface {
-	Publish(ctx context.Context, sets []event.Set) error
+	Publish(ctx context.Context, sets []event.Set, may publish.Permit) error
 }
 
 // Owners are those who hear the clusters and write their rows. All methods are

@@ -14,6 +14,7 @@ import (
 
 	"github.com/trestle-bridge/trestle/internal/bubbletest"
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
 	"github.com/trestle-bridge/trestle/shard"
@@ -548,6 +549,44 @@ func TestAPublishThatFails(t *testing.T) {
 		synctest.Wait()
 		if n := w.publishes()[id(1).String()]; n != 1 || len(w.outbox) != 0 {
 			t.Errorf("published %d times, %d rows are left", n, len(w.outbox))
+		}
+	})
+}
+
+// TestPhantomPublishesNoMore: a leader is held between a commit and its publish, and
+// replaced meanwhile. What is left of its outbox is the next leader's to tell.
+func TestPhantomPublishesNoMore(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.cluster("eu")
+		w.insert("eu", 2*time.Hour, row(1, 1, store.PhasePreparing))
+		w.forgets = func() {
+			time.Sleep(publish.Trust + time.Millisecond)
+			w.lead()
+		}
+		s, _ := w.sweeper()
+		if err := s.Run(t.Context(), w.lead()); !errors.Is(err, store.ErrNotLeader) {
+			t.Errorf("the term ended with %v", err)
+		}
+		w.wantStopped("by the phantom", id(1))
+		if n := w.publishes()[id(1).String()]; n != 0 || len(w.outbox) != 1 {
+			t.Errorf("published %d times by who leads no more, %d rows are left", n, len(w.outbox))
+		}
+	})
+}
+
+// TestOrphansThatFindAnOwner: they are left to one that is found while they are read.
+func TestOrphansThatFindAnOwner(t *testing.T) {
+	orphan := shard.Whole("gone")
+	bubble(t, func(w *world) {
+		w.outbox = append(w.outbox, store.OutboxRow{Ref: store.OutboxRef{Shard: orphan}, CreatedAt: time.Now(),
+			Events: event.Set{Instances: []event.Instance{{InstanceID: id(1).String()}}}})
+		w.read = func() { w.owned[orphan] = true }
+	}, func(w *world, _ *Sweeper, _ *prometheus.Registry) {
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if n := len(w.publishes()); n != 0 || len(w.outbox) != 1 {
+			t.Errorf("%d were published, %d rows are left", n, len(w.outbox))
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trestle-bridge/trestle/internal/event"
+	"github.com/trestle-bridge/trestle/internal/publish"
 	"github.com/trestle-bridge/trestle/internal/secret"
 	"github.com/trestle-bridge/trestle/internal/status"
 	"github.com/trestle-bridge/trestle/internal/store"
@@ -236,7 +237,7 @@ type (
 	nobody  struct{}
 )
 
-func (nowhere) Publish(context.Context, []event.Set) error { return nil }
+func (nowhere) Publish(ctx context.Context, _ []event.Set, may publish.Permit) error { return may(ctx) }
 
 func (nobody) Settled(string) bool                                       { return true }
 func (nobody) CaughtUp(context.Context, string, time.Time) (bool, error) { return true, nil }
