@@ -90,6 +90,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	all := poolConfig.MaxConns
 	if 0 < cfg.Writers && cfg.Writers < all {
 		poolConfig.MaxConns = all - cfg.Writers
+	} else {
+		poolConfig.AfterConnect = keepMemory
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
 	if err != nil {
@@ -174,11 +176,12 @@ func (c Config) pool() (*pgxpool.Config, error) {
 }
 
 // writers is like that of the others, but for their number, and that those which
-// nothing is written on are kept with their plans.
+// nothing is written on are kept with their plans and their memory.
 func (c Config) writers(others *pgxpool.Config) *pgxpool.Config {
 	cfg := others.Copy()
 	cfg.MaxConns = c.Writers
 	cfg.MaxConnIdleTime = cfg.MaxConnLifetime + cfg.MaxConnLifetimeJitter
+	cfg.AfterConnect = keepMemory
 	return cfg
 }
 

@@ -1,0 +1,24 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// keepMemorySQL has lpad take a block of 16 MiB, of which it fills a quarter, and
+// free it. From then on glibc takes blocks up to that size from the heap, and keeps
+// twice as much of it free.
+const keepMemorySQL = `SELECT length(lpad('', 4194304))`
+
+// keepMemory has the process of PostgreSQL behind a connection keep the memory that a
+// batch takes, some megabytes, for the next one. It would otherwise give it back to
+// the system after each, and pay for every page again. With another C library it
+// does nothing.
+func keepMemory(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, keepMemorySQL); err != nil {
+		return fmt.Errorf("have a connection for batches keep its memory: %w", err)
+	}
+	return nil
+}
