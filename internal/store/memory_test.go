@@ -15,9 +15,9 @@ func TestBatchesKeepTheirMemory(t *testing.T) {
 			s := newBench(t, func(c *store.Config) { c.MaxConnections, c.Writers = 2, writers })
 			const (
 				statements = 10
-				pages      = 8 << 20 / 4096 // that each takes
+				pages      = 4 << 20 / 4096 // that each takes
 			)
-			faults, err := s.Faults(context.Background(), `SELECT length(repeat('x', 8388608))`, statements)
+			faults, err := s.Faults(context.Background(), `SELECT length(repeat('x', 4194304))`, statements)
 			if err != nil {
 				t.Fatal(err)
 			}
