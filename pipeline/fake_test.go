@@ -149,13 +149,17 @@ func (s *fakeStore) Quarantine(_ context.Context, poison []store.Poison) error {
 	return nil
 }
 
-func (s *fakeStore) Outbox(_ context.Context, fence shard.Fence, limit int) ([]store.OutboxRow, error) {
+func (s *fakeStore) Outbox(ctx context.Context, fence shard.Fence, limit int) (_ []store.OutboxRow, err error) {
 	s.mu.Lock()
 	var takes time.Duration
 	defer func() {
 		read := s.read
 		s.mu.Unlock()
-		time.Sleep(takes)
+		select {
+		case <-time.After(takes):
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 		if read != nil {
 			read()
 		}

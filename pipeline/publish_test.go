@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -88,6 +89,37 @@ func TestTooMuchToTellStaysInTheOutbox(t *testing.T) {
 	})
 }
 
+// TestVerySlowDatabaseIsReadInSmallerPages: a page that cannot be read within an
+// attempt's time is made smaller until it can.
+func TestVerySlowDatabaseIsReadInSmallerPages(t *testing.T) {
+	bubbletest.Test(t, func(t *testing.T) {
+		const attempt = 20 * time.Second
+		db, publisher := newFakeStore(), &fakePublisher{}
+		db.perRow = 2 * attempt / recoveryRows
+		for n := range recoveryRows {
+			db.outbox = append(db.outbox, formerRow(n))
+		}
+		b := newBench(t, db, publisher, Config{AttemptTimeout: attempt})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*attempt)
+		defer cancel()
+		if err := b.own(t, "eu01").Drain(ctx); err != nil {
+			t.Error(err)
+		}
+		if n := len(publisher.published); n != recoveryRows {
+			t.Errorf("%d messages were published, want %d", n, recoveryRows)
+		}
+		b.stop()
+	})
+}
+
+// formerRow is a row of the outbox that a former owner has left.
+func formerRow(n int) store.OutboxRow {
+	return store.OutboxRow{
+		Ref:    store.OutboxRef{Shard: shard.Whole("eu01"), Owner: "a former owner", Seq: int64(n)},
+		Events: event.Set{Instances: []event.Instance{{InstanceID: instance(n).String()}}},
+	}
+}
+
 // TestSlowDatabaseIsReadInSmallerPages: what is read of an outbox at once is never so
 // much that it is too old to be published when it has been read.
 func TestSlowDatabaseIsReadInSmallerPages(t *testing.T) {
@@ -96,10 +128,7 @@ func TestSlowDatabaseIsReadInSmallerPages(t *testing.T) {
 		db, publisher := newFakeStore(), &fakePublisher{}
 		db.perRow = 2 * publish.Trust / recoveryRows
 		for n := range rows {
-			db.outbox = append(db.outbox, store.OutboxRow{
-				Ref:    store.OutboxRef{Shard: shard.Whole("eu01"), Owner: "a former owner", Seq: int64(n)},
-				Events: event.Set{Instances: []event.Instance{{InstanceID: instance(n).String()}}},
-			})
+			db.outbox = append(db.outbox, formerRow(n))
 		}
 		b := newBench(t, db, publisher, Config{})
 		began := time.Now()
