@@ -66,6 +66,9 @@ func (s *Store) Raise(ctx context.Context, fence shard.Fence) (holds shard.Fence
 	return holds, nil
 }
 
+// holdsSQL says whether one fence is held.
+const holdsSQL = `SELECT EXISTS (SELECT FROM trestle_fence f WHERE f.shard = $1 AND f.epoch = $2 AND f.owner = $3)`
+
 const checkFencesSQL = `
 SELECT p.shard
 FROM unnest($1::text[], $2::bigint[], $3::text[]) AS p (shard, epoch, owner)

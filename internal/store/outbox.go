@@ -72,8 +72,7 @@ func (s *Store) Outbox(ctx context.Context, fence shard.Fence, limit int) (out [
 	defer s.metrics.done("outbox", time.Now(), &err)
 	var holds bool
 	var batch pgx.Batch
-	batch.Queue(`SELECT EXISTS (SELECT FROM trestle_fence f WHERE f.shard = $1 AND f.epoch = $2 AND f.owner = $3)`,
-		fence.Shard.String(), int64(fence.Epoch), fence.Owner).QueryRow(func(row pgx.Row) error { return row.Scan(&holds) })
+	batch.Queue(holdsSQL, fence.Shard.String(), int64(fence.Epoch), fence.Owner).QueryRow(func(row pgx.Row) error { return row.Scan(&holds) })
 	batch.Queue(outboxSQL, fence.Shard.String(), limit).Query(func(rows pgx.Rows) error {
 		var err error
 		out, err = pgx.CollectRows(rows, scanOutbox)

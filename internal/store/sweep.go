@@ -216,11 +216,7 @@ func (s *Store) RaiseLeader(ctx context.Context, owner string) (fence shard.Fenc
 func (s *Store) CheckLeader(ctx context.Context, fence shard.Fence) (err error) {
 	defer s.metrics.done("check leader", time.Now(), &err)
 	var holds bool
-	err = s.pool.QueryRow(ctx, `
-		SELECT EXISTS (
-			SELECT FROM trestle_fence f
-			WHERE f.shard = $1 AND f.epoch = $2 AND f.owner = $3
-		)`, leaderShard, int64(fence.Epoch), fence.Owner).Scan(&holds)
+	err = s.pool.QueryRow(ctx, holdsSQL, leaderShard, int64(fence.Epoch), fence.Owner).Scan(&holds)
 	if err != nil {
 		return fmt.Errorf("check the fence of the leader: %w", err)
 	}
